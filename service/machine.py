@@ -8,6 +8,7 @@ import ctypes
 import gc
 import math
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -17,6 +18,8 @@ from typing import Final
 from model.runtime.machine import trim
 from model.runtime.tensorrt.cuda import free_gpu_memory
 
+# SIGHUP comes when the terminal is closed; by default it ends a process without a drain.
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 CGROUP: Final = Path("/sys/fs/cgroup")
 PROC: Final = Path("/proc")
 # Without a limit, version 1 of control groups reports a number near 2 ** 63.
@@ -227,3 +230,21 @@ def python_command(*arguments: str) -> list[str]:
     """The command line of another Python; no module of the working folder hides one of ours."""
     is_own_folder = os.path.samefile(".", Path(__file__).parents[1])  # of a checkout
     return [sys.executable, *([] if is_own_folder else ["-P"]), *arguments]
+
+
+def on_stop_signals(stop: Callable[[], None], *, is_worker: bool = False) -> None:
+    """Let the first signal stop the running event loop's server, and a second end the process.
+
+    Python's own handler would wait for threads. A second signal does not end a worker, which
+    systemd and the supervisor both may send one.
+    """
+    loop = asyncio.get_running_loop()
+
+    def stop_once() -> None:
+        stop()
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN if is_worker else signal.SIG_DFL)
+
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, stop_once)

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import uvloop
 
@@ -26,7 +26,7 @@ from service.errors import Unavailable
 from service.grpc.interceptor import MAX_STREAMS
 from service.grpc.server import GrpcServer
 from service.images import QUEUED_PATCH_BYTES
-from service.machine import memory_limit, resident_bytes, trimming_memory
+from service.machine import memory_limit, on_stop_signals, resident_bytes, trimming_memory
 from service.models.conversion import ModelSource, check_names
 from service.models.heads import HeadFolder
 from service.models.image_cache import ImageCache
@@ -47,8 +47,6 @@ from service.settings import Settings, is_loopback
 from service.waiting import Pool, cancel_all
 from service.workers.place import WorkerPlace
 
-# SIGHUP comes when the terminal is closed; by default it ends a process without a drain.
-STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # As long as the timeout of a liveness probe.
 LOOP_LIMIT_S = 5.0
 # Between two looks at the health of the lanes: one that hangs reports nothing.
@@ -372,7 +370,7 @@ async def _run(settings: Settings, log: LogQueue, place: WorkerPlace | None) -> 
     server: Server | None = None
     try:
         server = Server(settings, log=log, place=place)
-        _stop_on_signals(server)
+        on_stop_signals(server.request_stop, is_worker=place is not None)
         if place is not None:
             _stop_with_supervisor(server)
         await server.run()
@@ -381,21 +379,6 @@ async def _run(settings: Settings, log: LogQueue, place: WorkerPlace | None) -> 
         if server is not None and server.ready.is_set():
             raise
         raise StartError(str(error)) from error
-
-
-def _stop_on_signals(server: Server) -> None:
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        server.request_stop()
-        for number in STOP_SIGNALS:
-            loop.remove_signal_handler(number)
-            # A second signal ends the process at once; Python's own handler would wait for threads.
-            # It does not end a worker, which systemd and the supervisor both may send one.
-            signal.signal(number, signal.SIG_DFL if server.place is None else signal.SIG_IGN)
-
-    for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, stop)
 
 
 def _stop_with_supervisor(server: Server) -> None:

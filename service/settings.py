@@ -352,6 +352,8 @@ class Settings(BaseSettings):
             raise ValueError("max_request_bytes must be at least max_image_bytes")
         if self.max_request_bytes > self.max_body_memory_bytes:
             raise ValueError("max_body_memory_bytes must be at least max_request_bytes")
+        if self.http_port == self.grpc_port != 0:
+            raise ValueError("http_port and grpc_port are the same; change one of them")
         if (self.tls_cert is None) != (self.tls_key is None):
             given, missing = ("tls_cert", "tls_key") if self.tls_cert else ("tls_key", "tls_cert")
             raise ValueError(f"{given} is set without {missing}; TLS needs both")

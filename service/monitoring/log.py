@@ -1,6 +1,6 @@
 """The log: one line per record, as JSON or text, written by a thread of its own.
 
-The reader of the log may be slow or stuck. A request never waits for it: records are queued, and
+The reader of the log may be slow or stuck. A request never waits for it: lines are queued, and
 dropped and counted when the queue is full.
 """
 
@@ -10,122 +10,67 @@ import sys
 import threading
 import time
 import warnings
-from copy import copy
-from logging.handlers import QueueHandler, QueueListener
 from queue import SimpleQueue
 from typing import Any, Final, Literal, TextIO
 
 from service.call import Call, current_call
-from service.tracing import Outcome
 
 MAX_LINES: Final = 10_000
 # Less than a person notices. To wake a thread for each line costs its request 30 us.
 GATHER_S: Final = 0.05
-# gRPC raises and logs this error when an answer finds its RPC ended. The class is not public.
+# gRPC logs this error when an answer finds its RPC ended. The class is not public.
 SEND_ERROR: Final = "ExecuteBatchError"
 # An encoder of our own: `json.dumps` makes a new one for each line if `default` is given.
 to_json = json.JSONEncoder(default=str).encode
 LogFormat = Literal["json", "text"]
-# Its level is its own: the line of a fault is written at every level of the log.
-access_logger = logging.getLogger("service.access")
-access_logger.setLevel(logging.INFO)
 
 
-class LogQueue:
-    """Takes records from a logging handler and writes them to a stream in a thread of its own."""
+class LogQueue(logging.Handler):
+    """Formats a record where its call is known; another thread writes the line to a stream."""
 
     def __init__(
         self, stream: TextIO, log_format: LogFormat, *, max_lines: int = MAX_LINES
     ) -> None:
-        # Not `queue.Queue`: its `put` may wait, and so may the listener's stop once it is full.
-        self.handler = _Handler(SimpleQueue(), max_lines)
-        self._listener = _Listener(self.handler.queue, stream, log_format)
-        self._listener.start()
-
-    @property
-    def num_dropped(self) -> int:
-        """Number of lines that were not written."""
-        return self.handler.num_dropped + self._listener.num_dropped
-
-    def close(self, timeout_s: float) -> bool:
-        """Write the queued lines and end; False if the stream did not take them in time."""
-        # `stop` has no time limit of its own.
-        closing = threading.Thread(target=self._listener.stop, name="log-close", daemon=True)
-        closing.start()
-        closing.join(timeout_s)
-        return not closing.is_alive()
-
-
-class _Handler(QueueHandler):
-    """Completes a record in the thread that logs it, where its call is known, and queues it."""
-
-    queue: "SimpleQueue[logging.LogRecord]"
-
-    def __init__(self, records: "SimpleQueue[logging.LogRecord]", max_lines: int) -> None:
-        super().__init__(records)
+        super().__init__()
+        self.formatter = RecordFormatter(log_format)
         self.num_dropped = 0
-        self._max_lines = max_lines
+        self._stream, self._max_lines = stream, max_lines
+        # Not `queue.Queue`: its `put` may wait for a thread that reads.
+        self._lines: SimpleQueue[str | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._write_lines, name="log", daemon=True)
+        self._thread.start()
 
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        record = copy(record)  # other handlers have it too
-        call = current_call.get(None)
-        fields = getattr(record, "fields", {})
-        if call is not None:
-            fields = call_ids(call) | fields
-        if record.exc_info:
-            fields = fields | {"exception": _plain.formatException(record.exc_info)}
-        record.fields = fields
-        # Arguments may change, and an exception would keep its frames alive.
-        record.msg, record.args = record.getMessage(), None
-        record.exc_info = record.exc_text = None
-        return record
-
-    def enqueue(self, record: logging.LogRecord) -> None:
-        if self.queue.qsize() >= self._max_lines:
-            self.num_dropped += 1
-            return
-        self.queue.put(record)
-
-
-class _Listener(QueueListener):
-    """Writes records in its thread, many after each wake-up, each with one call of the system."""
-
-    queue: "SimpleQueue[logging.LogRecord]"
-
-    def __init__(
-        self, records: "SimpleQueue[logging.LogRecord]", stream: TextIO, log_format: LogFormat
-    ) -> None:
-        super().__init__(records)
-        self.num_dropped = 0
-        self._stream = stream
-        self._format = RecordFormatter(log_format).format
-
-    def dequeue(self, block: bool) -> logging.LogRecord:
-        if self.queue.empty():
-            time.sleep(GATHER_S)
-        return self.queue.get(block)
-
-    def handle(self, record: logging.LogRecord) -> None:
-        # Not a `StreamHandler`: its lock would be held while a stuck stream takes nothing, and
-        # `logging` waits for it when the process ends.
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue a line, or drop it."""
         try:
-            self._stream.write(self._format(record) + "\n")
-            self._stream.flush()
-        except Exception:  # the reader has left, or a field has no text; the next line is written
+            line = self.format(record) + "\n"
+        except Exception:  # such as a wrong number of arguments: never the request's fault
+            line = ""
+        if line and self._lines.qsize() < self._max_lines:
+            self._lines.put(line)
+        else:
             self.num_dropped += 1
 
+    def close(self, timeout_s: float = 0.0) -> None:
+        """Write the queued lines and end; those that the stream does not take in time are lost."""
+        self._lines.put(None)
+        self._thread.join(timeout_s)
+        super().close()
 
-_plain: Final = logging.Formatter()
-
-
-def call_ids(call: Call) -> dict[str, Any]:
-    """The ids of a call, as fields."""
-    ids = {"request_id": call.request_id}
-    return ids | {"trace_id": call.trace.trace_id} if call.trace.trace_id else ids
+    def _write_lines(self) -> None:
+        """Write each line with one call of the system, so that processes do not mix their lines."""
+        while (line := self._lines.get()) is not None:
+            try:
+                self._stream.write(line)
+                self._stream.flush()
+            except (OSError, ValueError):  # the reader has left; it may come back
+                self.num_dropped += 1
+            if self._lines.empty():
+                time.sleep(GATHER_S)
 
 
 class RecordFormatter(logging.Formatter):
-    """Writes a record and the fields of `extra={"fields": {...}}` as one line."""
+    """Writes a record, the ids of its call and `extra={"fields": {...}}` as one line."""
 
     def __init__(self, log_format: LogFormat) -> None:
         super().__init__(datefmt="%Y-%m-%dT%H:%M:%S")
@@ -135,11 +80,13 @@ class RecordFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line: a JSON object, or text followed by the fields."""
         when = f"{self.formatTime(record, self.datefmt)}.{int(record.msecs):03d}+00:00"
-        level, message, fields = (
-            record.levelname,
-            record.getMessage(),
-            getattr(record, "fields", {}),
-        )
+        level, message = record.levelname, record.getMessage()
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        call = current_call.get(None)
+        if call is not None:
+            fields = call_ids(call) | fields
+        if record.exc_info:
+            fields = fields | {"exception": self.formatException(record.exc_info)}
         if self._as_json:
             head = {"time": when, "level": level, "logger": record.name, "message": message}
             return to_json(head | fields)
@@ -147,29 +94,10 @@ class RecordFormatter(logging.Formatter):
         return f"{when} {level:<7} {message} {tail}".rstrip()
 
 
-class AccessLog:
-    """Logs one line for an evenly spread share of all answers, and for all faults of the server."""
-
-    def __init__(self, ratio: float = 1.0) -> None:
-        self._ratio = ratio
-        self._owed = 0.0
-
-    def write(self, call: Call, outcome: Outcome) -> None:
-        """Log one answer, if it belongs to the share or is a fault of the server."""
-        # Two event loops may add at once and lose one addition; the share allows for that.
-        self._owed += self._ratio
-        if self._owed < 1.0 and not outcome.is_fault:
-            return
-        self._owed = max(0.0, self._owed - 1.0)
-        fields = call_ids(call) | {"method": outcome.method, "code": outcome.code}
-        if outcome.error:
-            fields["error"] = outcome.error
-        fields |= call.facts()
-        fields["seconds"] = round(outcome.seconds, 6)
-        # A copy: a request that was abandoned may still get a stage.
-        for name, stage_s in call.stages.copy().items():
-            fields[f"{name}_s"] = round(stage_s, 6)
-        access_logger.info("answered", extra={"fields": fields})
+def call_ids(call: Call) -> dict[str, Any]:
+    """The ids of a call, as fields."""
+    ids = {"request_id": call.request_id}
+    return ids | {"trace_id": call.trace.trace_id} if call.trace.trace_id else ids
 
 
 def configure_logging(level: str) -> LogQueue:
@@ -179,9 +107,10 @@ def configure_logging(level: str) -> LogQueue:
         The queue; close it at the end, or the last lines are lost.
     """
     log = LogQueue(sys.stderr, "text" if sys.stderr.isatty() else "json")
-    logging.basicConfig(level=level, handlers=[log.handler], force=True)
+    logging.basicConfig(level=level, handlers=[log], force=True)
     logging.captureWarnings(True)
-    ignore_image_warnings()
+    # Python keeps the text of each warning for ever, and callers choose Pillow's.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     threading.excepthook = log_thread_end
     # Their information lines repeat what the server itself logs.
     for name in ("uvicorn", "uvicorn.error", "asyncio"):
@@ -191,11 +120,6 @@ def configure_logging(level: str) -> LogQueue:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("grpc._cython.cygrpc").addFilter(is_not_send_error)
     return log
-
-
-def ignore_image_warnings() -> None:
-    """Ignore Pillow's warnings: Python keeps each text for ever, and callers choose the texts."""
-    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def is_not_send_error(record: logging.LogRecord) -> bool:

@@ -62,35 +62,34 @@ class CallMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         """Begin the times of all stages at zero."""
 
+        def counts(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"tipserve_{name}", text, labels, registry=registry)
+
         def times(name: str, text: str, *labels: str) -> Histogram:
             full_name = f"tipserve_{name}_seconds"
             return Histogram(full_name, text, labels, buckets=SECONDS, registry=registry)
 
-        self._requests = Counter(
-            "tipserve_requests",
+        self._requests = counts(
+            "requests",
             "Answered requests, by protocol, by route or RPC, and by status code.",
-            ("protocol", "method", "code"),
-            registry=registry,
+            *("protocol", "method", "code"),
         )
         self._durations = times("request_duration", "Time from a request to its answer.", "method")
         self._stages = times("stage_duration", "Time of admitted requests in a stage.", "stage")
-        self._model_requests = Counter(
-            "tipserve_model_requests",
+        self._model_requests = counts(
+            "model_requests",
             "Answered requests for a model, by status code.",
-            ("model", "protocol", "code"),
-            registry=registry,
+            *("model", "protocol", "code"),
         )
         self._model_durations = times(
             "model_request_duration",
             "Time from a request for a model to its answer.",
-            "model",
-            "protocol",
+            *("model", "protocol"),
         )
         self._model_stages = times(
             "model_stage_duration",
             "Time of admitted requests for a model in a stage.",
-            "model",
-            "stage",
+            *("model", "stage"),
         )
         for stage in STAGES:
             self._stages.labels(stage)
@@ -130,17 +129,16 @@ class CallMetrics:
         exemplar = {"trace_id": trace_id} if trace_id else None
         protocol = "http" if code[0].isdigit() else "grpc"
         self._requests.labels(protocol, method, code).inc()
+        if model:
+            self._model_requests.labels(model, protocol, code).inc()
         for stage, stage_s in stages.items():
             self._stages.labels(stage).observe(stage_s, exemplar)
+            if model:
+                self._model_stages.labels(model, stage).observe(stage_s, exemplar)
         if seconds is not None:
             self._durations.labels(method).observe(seconds, exemplar)
-        if not model:
-            return
-        self._model_requests.labels(model, protocol, code).inc()
-        for stage, stage_s in stages.items():
-            self._model_stages.labels(model, stage).observe(stage_s, exemplar)
-        if seconds is not None:
-            self._model_durations.labels(model, protocol).observe(seconds, exemplar)
+            if model:
+                self._model_durations.labels(model, protocol).observe(seconds, exemplar)
 
 
 class ModelCounter:
@@ -188,80 +186,55 @@ MODEL_GAUGES: Final = (
     ("model_max_admitted_patches", "Largest total cost that is admitted.", ""),
 )
 
-ReadDevice = Callable[[Any, Any], float]
-READINGS: Final[tuple[tuple[str, str, ReadDevice], ...]] = (
-    (
-        "tipserve_gpu_utilization_ratio",
+# Of pynvml and a GPU's handle.
+ReadGpu = Callable[[Any, Any], float]
+READINGS: Final[Mapping[str, tuple[str, ReadGpu]]] = {
+    "tipserve_gpu_utilization_ratio": (
         "Share of the last sample period in which the GPU was busy.",
         lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100,
     ),
-    (
-        "tipserve_gpu_memory_used_bytes",
+    "tipserve_gpu_memory_used_bytes": (
         "Used memory of the GPU, by all processes.",
         lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used,
     ),
-    (
-        "tipserve_gpu_memory_total_bytes",
+    "tipserve_gpu_memory_total_bytes": (
         "Memory of the GPU.",
         lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).total,
     ),
-    (
-        "tipserve_gpu_power_watts",
+    "tipserve_gpu_power_watts": (
         "Power draw of the GPU.",
         lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
     ),
-    (
-        "tipserve_gpu_temperature_celsius",
+    "tipserve_gpu_temperature_celsius": (
         "Temperature of the GPU.",
         lambda nvml, gpu: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
     ),
-)
+}
 
 
 class GpuCollector(Collector):
-    """Reads all GPUs that the process can see, by index, at every scrape."""
+    """Reads all GPUs that the process can see, by index, at every scrape.
+
+    Raises:
+        NVMLError: There is no driver, or it cannot list the GPUs.
+    """
 
     def __init__(self, nvml: Any) -> None:
         self._nvml = nvml
-        self._is_missing: set[tuple[str, int]] = set()
-        try:
-            self._gpus = [
-                nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())
-            ]
-        except nvml.NVMLError as error:
-            self._gpus = []
-            logger.warning("NVML cannot list the GPUs (%s): there are no tipserve_gpu_*", error)
-        for _ in self.collect():  # so that the log says at the start what is missing
-            pass
+        nvml.nvmlInit()
+        self._gpus = list(map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount())))
 
     def collect(self) -> Iterator[Metric]:
-        """One sample for each reading and GPU; none for what NVML does not give."""
-        for name, text, read in READINGS:
+        """One sample for each reading and GPU; none for what NVML does not give.
+
+        MIG slices lack permission, some GPUs lack sensors, and a GPU may fall off its bus.
+        """
+        for name, (text, read) in READINGS.items():
             family = GaugeMetricFamily(name, text, labels=["gpu"])
             for index, gpu in enumerate(self._gpus):
-                try:
+                with suppress(self._nvml.NVMLError):
                     family.add_metric([str(index)], read(self._nvml, gpu))
-                except self._nvml.NVMLError as error:
-                    # MIG slices lack permission, some GPUs lack sensors or memory of their own, and
-                    # a GPU may fall off its bus. Said once, not at every scrape.
-                    if (name, index) not in self._is_missing:
-                        self._is_missing.add((name, index))
-                        logger.warning("GPU %d has no %s: NVML says %s", index, name, error)
             yield family
-
-
-def find_nvml() -> Any:
-    """NVIDIA's management library; None without the library or a driver."""
-    try:
-        import pynvml  # noqa: PLC0415 - comes with the extra `gpu` only
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        logger.info("NVML does not start (%s): there are no tipserve_gpu_*", error)
-        return None
-    return pynvml
 
 
 def release() -> str:
@@ -360,53 +333,48 @@ class Metrics(Collector):
         )
         gauge.set_to_current_time()
 
-    def watch_gpus(self, nvml: Any) -> None:
-        """Add the GPUs that this library reads; None adds nothing."""
-        if nvml is not None:
-            self.registry.register(GpuCollector(nvml))
+    def watch_gpus(self) -> None:
+        """Add the GPUs, where NVIDIA's management library and a driver are."""
+        try:
+            import pynvml  # noqa: PLC0415 - comes with the extra `gpu` only
+        except ImportError:
+            return
+        try:
+            self.registry.register(GpuCollector(pynvml))
+        except pynvml.NVMLError as error:
+            logger.info("NVML does not start (%s): there are no tipserve_gpu_*", error)
 
     def collect(self) -> Iterator[Metric]:
         """Families whose labels change while the server runs, and those that may have no value."""
-        depth = GaugeMetricFamily(
-            "tipserve_queue_depth", "Queued items by shape.", labels=["bucket"]
-        )
+        text = "Queued items by shape."
+        depth = GaugeMetricFamily("tipserve_queue_depth", text, labels=["bucket"])
         for bucket, count in self.queue_depths().items():
             depth.add_metric([bucket], count)
         yield depth
         yield self._model_info()
         measures = self.measures()
-        for kind, metrics in (
-            (CounterMetricFamily, MODEL_COUNTERS),
-            (GaugeMetricFamily, MODEL_GAUGES),
-        ):
-            for name, text, label in metrics:
-                labels = ["model", label] if label else ["model"]
-                family = kind(f"tipserve_{name}", text, labels=labels)
-                for model, values in measures.items():
-                    numbers = values[name]
-                    if isinstance(numbers, Mapping):
-                        for value, number in numbers.items():
-                            family.add_metric([model, value], number)
-                    else:
-                        family.add_metric([model], numbers)
-                yield family
-        yield CounterMetricFamily(
-            "tipserve_log_lines_dropped",
-            "Log lines that were dropped because the log's reader was too slow.",
-            self.num_dropped_lines(),
-        )
-        yield GaugeMetricFamily(
-            "tipserve_memory_limit_bytes", "Memory limit of the control group.", memory_limit()
-        )
+        kinds = ((CounterMetricFamily, MODEL_COUNTERS), (GaugeMetricFamily, MODEL_GAUGES))
+        for kind, name, text, label in ((kind, *row) for kind, rows in kinds for row in rows):
+            labels = ["model", label] if label else ["model"]
+            family = kind(f"tipserve_{name}", text, labels=labels)
+            for model, values in measures.items():
+                number = values[name]
+                numbers = number if isinstance(number, Mapping) else {"": number}
+                for reason, total in numbers.items():
+                    family.add_metric([model, reason] if label else [model], total)
+            yield family
+        text = "Log lines that were dropped because the log's reader was too slow."
+        yield CounterMetricFamily("tipserve_log_lines_dropped", text, self.num_dropped_lines())
+        text = "Memory limit of the control group."
+        yield GaugeMetricFamily("tipserve_memory_limit_bytes", text, memory_limit())
 
     def _model_info(self) -> Metric:
         labels = ["name", "variant", "runtime", "precision", "device", "package_digest"]
         family = GaugeMetricFamily("tipserve_model_info", "1 for each served model.", labels=labels)
         for info in self.models():
-            manifest = info.manifest
+            package, digest = info.manifest, info.manifest.digest[:DIGEST_CHARS]
             computed = [info.runtime, info.precision, info.device]
-            digest = manifest.digest[:DIGEST_CHARS]
-            family.add_metric([manifest.name, manifest.variant, *computed, digest], 1)
+            family.add_metric([package.name, package.variant, *computed, digest], 1)
         return family
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

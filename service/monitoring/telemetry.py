@@ -1,25 +1,27 @@
 """What both transports do around every request: start its call; count, trace and log its end."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Final
 
 from opentelemetry.trace import Tracer
 
 from service.call import Call, accept_request_id, caller_of, current_call
-from service.monitoring.log import AccessLog, LogQueue
-from service.monitoring.metrics import Metrics, find_nvml
+from service.monitoring.log import LogQueue, call_ids
+from service.monitoring.metrics import Metrics
 from service.settings import Settings
-from service.tracing import (
-    NO_TRACER,
-    Outcome,
-    Transport,
-    begin_request,
-)
+from service.tracing import NO_TRACER, Transport, begin_request
 
 # The headers or metadata that `Telemetry.begin` reads, in lower case.
 CARRIED = frozenset({"x-request-id", "traceparent", "tracestate"})
 DEADLINE_CODES = frozenset({"504", "DEADLINE_EXCEEDED"})
+# Facts of a call that OpenTelemetry has a name for.
+CONVENTIONS: Final = {"address": "client.address"}
+# Its level is its own: the line of a fault is written at every level of the log.
+access_logger = logging.getLogger("service.access")
+access_logger.setLevel(logging.INFO)
 
 
 def build_telemetry(settings: Settings, metrics: Metrics, log: LogQueue | None) -> "Telemetry":
@@ -28,15 +30,15 @@ def build_telemetry(settings: Settings, metrics: Metrics, log: LogQueue | None) 
     Raises:
         ImportError: `otlp_endpoint` is set and OpenTelemetry's SDK is not installed.
     """
-    metrics.watch_gpus(find_nvml())
-    access_log = None
+    metrics.watch_gpus()
+    log_ratio = None
     if log is not None:
         metrics.num_dropped_lines = lambda: log.num_dropped
         # Lines of successful requests have the level INFO.
-        is_logged = settings.log_level in ("DEBUG", "INFO")
-        access_log = AccessLog(settings.access_log_ratio if is_logged else 0.0)
+        is_logged = settings.log_level in {"DEBUG", "INFO"}
+        log_ratio = settings.access_log_ratio if is_logged else 0.0
     if settings.otlp_endpoint is None:
-        return Telemetry(metrics, access_log=access_log)
+        return Telemetry(metrics, log_ratio=log_ratio)
     try:
         from service.monitoring import span_export  # noqa: PLC0415 - needs the extra `otel`
     except ModuleNotFoundError as error:
@@ -47,7 +49,7 @@ def build_telemetry(settings: Settings, metrics: Metrics, log: LogQueue | None) 
     provider = span_export.tracer_provider(exporter)
     return Telemetry(
         metrics,
-        access_log=access_log,
+        log_ratio=log_ratio,
         tracer=provider.get_tracer("tipserve"),
         close=partial(span_export.shut_down, provider),
     )
@@ -58,7 +60,8 @@ class Telemetry:
 
     Args:
         metrics: Counts the calls.
-        access_log: None logs no request.
+        log_ratio: Evenly spread share of answers that get a log line; faults of the server always
+            get one. None logs no request.
         tracer: Starts spans.
         close: Sends the remaining spans, for at most so many seconds.
     """
@@ -67,13 +70,14 @@ class Telemetry:
         self,
         metrics: Metrics,
         *,
-        access_log: AccessLog | None = None,
+        log_ratio: float | None = None,
         tracer: Tracer = NO_TRACER,
         close: Callable[[float], None] = lambda timeout_s: None,
     ) -> None:
         self.metrics = metrics
         self.close = close
-        self._access_log = access_log
+        self._log_ratio = log_ratio
+        self._owed_lines = 0.0
         self._tracer = tracer
 
     def begin(
@@ -121,7 +125,7 @@ class Telemetry:
             call: Its stages and error are recorded.
             method: One of our routes or RPCs, or `other`; never a name that a caller made up.
             code: HTTP status, or the name of a gRPC code.
-            is_fault: Whether the server is at fault.
+            is_fault: Whether the server is at fault, by OpenTelemetry's conventions.
             is_quiet: Whether to count only, as with health checks.
         """
         seconds, label = call.clock() - call.started, str(code)
@@ -134,8 +138,51 @@ class Telemetry:
         )
         if is_quiet:
             return
-        outcome = Outcome(method, code, call.error, is_fault, seconds)
         if call.trace.is_recording:
-            call.trace.end(outcome, call.facts())
-        if self._access_log is not None:
-            self._access_log.write(call, outcome)
+            name, attributes = _name_and_attributes(method, code)
+            for fact, value in call.facts().items():
+                attributes[CONVENTIONS.get(fact) or f"tipserve.{fact}"] = value
+            if call.error:
+                attributes["tipserve.error.code"] = call.error
+            if is_fault:
+                attributes["error.type"] = call.error or str(code)
+            call.trace.end(name, attributes, seconds=seconds, is_fault=is_fault)
+        if self._log_ratio is not None:
+            # Two event loops may add at once and lose one addition; the share allows for that.
+            self._owed_lines += self._log_ratio
+            if is_fault or self._owed_lines >= 1.0:
+                self._owed_lines = max(0.0, self._owed_lines - 1.0)
+                _log_answer(call, method, code, seconds)
+
+
+def _log_answer(call: Call, method: str, code: int | str, seconds: float) -> None:
+    fields = call_ids(call) | {"method": method, "code": code}
+    if call.error:
+        fields["error"] = call.error
+    fields |= call.facts()
+    fields["seconds"] = round(seconds, 6)
+    # A copy: a request that was abandoned may still get a stage.
+    for name, stage_s in call.stages.copy().items():
+        fields[f"{name}_s"] = round(stage_s, 6)
+    access_logger.info("answered", extra={"fields": fields})
+
+
+def _name_and_attributes(method: str, code: int | str) -> tuple[str, dict[str, str | int]]:
+    """Name and attributes of a span, by OpenTelemetry's conventions for HTTP and RPC servers.
+
+    Neither the query nor a path without a route is written: both may hold texts.
+    """
+    if isinstance(code, str):
+        name = "_OTHER" if method == "other" else method
+        return method, {"rpc.method": name, "rpc.response.status_code": code}
+    verb, _, route = method.partition(" ")
+    if not route:
+        return "HTTP", {"http.request.method": "_OTHER", "http.response.status_code": code}
+    attributes: dict[str, str | int] = {
+        "http.request.method": verb,
+        "http.response.status_code": code,
+        "http.route": route,
+    }
+    if "{" not in route:
+        attributes["url.path"] = route
+    return method, attributes

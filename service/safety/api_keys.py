@@ -21,21 +21,16 @@ from service.errors import Overloaded, Unauthenticated
 from service.monitoring.metrics import Metrics
 from service.safety.reloading import Reloaded
 
-MIN_KEY_CHARS: Final = 16
-MAX_KEY_CHARS: Final = 512
+KEY: Final = re.compile(r"[!-~]{16,512}")
+NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 HOW_TO: Final = "Send it as `Authorization: Bearer KEY` or as `X-Api-Key: KEY`."
 BEARER: Final = "bearer "
-NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 # What keys without a name are called.
 UNNAMED: Final = "unnamed"
 # Each is a label of series.
 MAX_CALLERS: Final = 100
 OPTIONS: Final = ("name", "requests_per_s", "requests_at_once")
 BUSY_RETRY_S: Final = 1.0
-
-
-def do_nothing() -> None:
-    """The end of a request without a caller's limits."""
 
 
 @dataclass(slots=True)
@@ -49,11 +44,11 @@ class Caller:
     """
 
     name: str = UNNAMED
-    requests_per_s: float | None = None
-    requests_at_once: int | None = None
-    _running: int = field(default=0, compare=False)
+    requests_per_s: float = math.inf
+    requests_at_once: float = math.inf
+    running: int = field(default=0, compare=False)
     # When all requests so far would be over if they came evenly, at the rate.
-    _due: float = field(default=0.0, compare=False)
+    due: float = field(default=0.0, compare=False)
 
     def take(self, now: float, num_workers: int) -> None:
         """Begin a request; each of several processes has its share of both limits.
@@ -62,32 +57,24 @@ class Caller:
             Overloaded: A limit is reached.
         """
         divided = f", divided among {num_workers} processes" if num_workers > 1 else ""
-        due = now
-        if self.requests_per_s is not None:
-            rate = self.requests_per_s / num_workers
-            due = max(now, self._due)
-            # One second's requests may come at once.
-            wait_s = due - now - (max(1.0, rate) - 1) / rate
-            if wait_s > 0:
-                raise Overloaded(
-                    f"The key may send {self.requests_per_s:g} requests a second{divided}.",
-                    code="key_rate_exceeded",
-                    retry_after_s=wait_s,
-                )
-            due += 1 / rate
-        most = self.requests_at_once
-        if most is not None and self._running >= most // num_workers:
+        rate = self.requests_per_s / num_workers
+        due = max(now, self.due)
+        # One second's requests may come at once.
+        wait_s = due - now - (1 - 1 / max(1.0, rate))
+        if wait_s > 0:
             raise Overloaded(
-                f"The key may have {most} requests in progress{divided}.",
+                f"The key may send {self.requests_per_s:g} requests a second{divided}.",
+                code="key_rate_exceeded",
+                retry_after_s=wait_s,
+            )
+        if self.running + 1 > self.requests_at_once / num_workers:
+            raise Overloaded(
+                f"The key may have {self.requests_at_once} requests in progress{divided}.",
                 code="key_busy",
                 retry_after_s=BUSY_RETRY_S,
             )
-        self._running += 1
-        self._due = due
-
-    def release(self) -> None:
-        """End a request."""
-        self._running -= 1
+        self.running += 1
+        self.due = due + 1 / rate
 
 
 # A digest, and the owner of the key.
@@ -151,7 +138,7 @@ class ApiKeys:
             Overloaded: A limit of the key's caller is reached.
         """
         if not self.is_required:
-            return do_nothing
+            return lambda: None
         shown = [] if api_key is None else [api_key]
         if authorization is not None and authorization[: len(BEARER)].lower() == BEARER:
             shown.append(authorization[len(BEARER) :].strip())
@@ -187,13 +174,11 @@ class ApiKeys:
 
     def _release(self, caller: Caller) -> None:
         with self._lock:
-            caller.release()
+            caller.running -= 1
 
     def _parse_file(self, where: str, contents: Sequence[bytes]) -> list[Key]:
-        try:
-            lines = contents[0].decode("ascii").splitlines()
-        except UnicodeDecodeError:
-            raise ValueError(f"{where}: keys must be ASCII") from None
+        # Not ASCII is no key.
+        lines = contents[0].decode("ascii", "replace").splitlines()
         return self._parsed([line for line in lines if not line.lstrip().startswith("#")], where)
 
     def _parsed(self, lines: Sequence[str], where: str) -> list[Key]:
@@ -226,11 +211,8 @@ class ApiKeys:
 def _parse(line: str, num_workers: int) -> Key:
     """A key with the options behind it. No message holds what may be a part of a key."""
     key, *words = line.split()
-    if not (key.isascii() and key.isprintable() and MIN_KEY_CHARS <= len(key) <= MAX_KEY_CHARS):
-        raise ValueError(
-            f"a key has {MIN_KEY_CHARS} to {MAX_KEY_CHARS} printable ASCII characters without "
-            "spaces"
-        )
+    if not KEY.fullmatch(key):
+        raise ValueError("a key has 16 to 512 printable ASCII characters without spaces")
     given = dict(word.partition("=")[::2] for word in words)
     if not given.keys() <= set(OPTIONS) or len(given) < len(words):
         raise ValueError(f"after the key write only {', '.join(f'{n}=...' for n in OPTIONS)}, once")
@@ -238,19 +220,21 @@ def _parse(line: str, num_workers: int) -> Key:
         raise ValueError(
             "a name has up to 40 lower-case letters, digits, - and _, and limits need a name"
         )
+    caller = Caller(given.pop("name", UNNAMED))
     try:
-        rate = float(given["requests_per_s"]) if "requests_per_s" in given else None
-        at_once = int(given["requests_at_once"]) if "requests_at_once" in given else None
+        for name, text in given.items():
+            limit = int(text) if name == "requests_at_once" else float(text)
+            if not 0 < limit < math.inf:
+                raise ValueError
+            setattr(caller, name, limit)
     except ValueError:
-        raise ValueError("requests_per_s and requests_at_once are numbers") from None
-    if not all(0 < limit < math.inf for limit in (rate, at_once) if limit is not None):
-        raise ValueError("requests_per_s and requests_at_once are above 0")
-    if at_once is not None and at_once < num_workers:
+        raise ValueError("requests_per_s and requests_at_once are numbers above 0") from None
+    if caller.requests_at_once < num_workers:
         raise ValueError(
-            f"requests_at_once of {given['name']} is divided among {num_workers} workers, so it "
-            f"must be at least {num_workers}"
+            f"requests_at_once of {caller.name} is divided among {num_workers} workers, so it must "
+            f"be at least {num_workers}"
         )
-    return _digest(key), Caller(given.get("name", UNNAMED), rate, at_once)
+    return _digest(key), caller
 
 
 def _digest(key: str) -> bytes:

@@ -6,9 +6,6 @@ from typing import Final
 
 FORWARDED_FOR: Final = "x-forwarded-for"
 
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
-
 
 class TrustedProxies:
     """Proxies whose word on their callers is taken; any other peer may write what it likes.
@@ -18,7 +15,7 @@ class TrustedProxies:
     uvicorn's middleware takes any text for a host there, and is for REST only.
     """
 
-    def __init__(self, networks: Iterable[Network] = ()) -> None:
+    def __init__(self, networks: Iterable[IPv4Network | IPv6Network] = ()) -> None:
         self._networks = tuple(networks)
 
     def host_of(self, peer: str, forwarded: Iterable[str]) -> str:
@@ -44,11 +41,11 @@ class TrustedProxies:
                 break
         return host
 
-    def _trusts(self, address: Address | None) -> bool:
-        return any(address in network for network in self._networks if address is not None)
+    def _trusts(self, address: IPv4Address | IPv6Address | None) -> bool:
+        return address is not None and any(address in network for network in self._networks)
 
 
-def _parsed(text: str) -> Address | None:
+def _parsed(text: str) -> IPv4Address | IPv6Address | None:
     """An address, perhaps with a port, which some proxies append."""
     if text.startswith("["):
         text = text[1:].partition("]")[0]

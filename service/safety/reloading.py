@@ -18,6 +18,16 @@ class Reloaded(Generic[Value]):
     """The newest good value of files, looked at once a second. Thread-safe.
 
     Kubernetes renews a mounted Secret by replacing a symbolic link, so contents are compared.
+
+    Args:
+        name: Of the value, for the log.
+        paths: The files.
+        parse: Makes the value of their contents; raises `ValueError`.
+        clock: Decides when to look again.
+
+    Raises:
+        ValueError: The files are invalid.
+        OSError: One of them cannot be read.
     """
 
     def __init__(
@@ -28,47 +38,31 @@ class Reloaded(Generic[Value]):
         *,
         clock: Clock = time.monotonic,
     ) -> None:
-        """Read the files.
-
-        Args:
-            name: Of the value, for the log.
-            paths: The files.
-            parse: Makes the value of their contents; raises `ValueError`.
-            clock: Decides when to look again.
-
-        Raises:
-            ValueError: The files are invalid.
-            OSError: One of them cannot be read.
-        """
         self._name, self._paths, self._parse, self._clock = name, paths, parse, clock
         self._lock = Lock()
         self._next = clock() + INTERVAL_S
-        contents = [path.read_bytes() for path in paths]
-        self._seen: Sequence[bytes | None] = contents
-        self._value = parse(contents)
+        self._seen: Sequence[bytes] | str = [path.read_bytes() for path in paths]
+        self._value = parse(self._seen)
 
     def current(self) -> Value:
         """The value now; the last good one while the files are invalid."""
-        if self._clock() >= self._next:
-            with self._lock:
-                if self._clock() >= self._next:
-                    self._next = self._clock() + INTERVAL_S
-                    self._look_again()
-        return self._value
+        with self._lock:
+            now = self._clock()
+            if now >= self._next:
+                self._next = now + INTERVAL_S
+                self._look_again()
+            return self._value
 
     def _look_again(self) -> None:
-        before, self._seen = self._seen, [_read(path) for path in self._paths]
-        if self._seen == before:
-            return
+        before = self._seen
         try:
-            self._value = self._parse([path.read_bytes() for path in self._paths])
-            logger.info("read %s again", self._name)
+            contents = [path.read_bytes() for path in self._paths]
+            self._seen = contents
+            if contents != before:
+                self._value = self._parse(contents)
+                logger.info("read %s again", self._name)
         except (OSError, ValueError) as error:
-            logger.error("%s did not change: %s", self._name, error)
-
-
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None
+            if isinstance(error, OSError):
+                self._seen = str(error)
+            if self._seen != before:  # said once
+                logger.error("%s did not change: %s", self._name, error)

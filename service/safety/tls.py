@@ -26,7 +26,7 @@ class TlsMaterial:
 
 
 class Tls:
-    """The newest good material. Thread-safe.
+    """The newest good material, by `current`. Thread-safe.
 
     Args:
         certificate: File of the server's certificate, followed by the intermediate ones.
@@ -66,8 +66,9 @@ class Tls:
         context = self._context()
         if list(contents) != [path.read_bytes() for path in self._paths]:
             raise ValueError("the files changed while they were read")
-        certificate, key, *others = contents
-        client_ca = others[0] if others else None
+        certificate, key, client_ca = (*contents, None)[:3]
+        assert certificate is not None
+        assert key is not None
         return TlsMaterial(certificate=certificate, key=key, client_ca=client_ca, context=context)
 
     def _context(self) -> ssl.SSLContext:
@@ -77,21 +78,15 @@ class Tls:
         context.num_tickets = 0
         context.options |= ssl.OP_NO_TICKET
         context.set_alpn_protocols(["http/1.1"])
+        loaded = f"tls_cert {self._certificate}, tls_key {self._key}"
         try:
             context.load_cert_chain(self._certificate, self._key, password=_refuse_encrypted)
-        except ssl.SSLError as error:
-            raise ValueError(
-                f"tls_cert {self._certificate} and tls_key {self._key} are not a PEM certificate "
-                "and its PEM private key"
-            ) from error
-        if self._client_ca is not None:
-            try:
+            if self._client_ca is not None:
+                loaded = f"tls_client_ca {self._client_ca}"
                 context.load_verify_locations(self._client_ca)
-            except ssl.SSLError as error:
-                raise ValueError(
-                    f"tls_client_ca {self._client_ca} holds no PEM certificate"
-                ) from error
-            context.verify_mode = ssl.CERT_REQUIRED
+                context.verify_mode = ssl.CERT_REQUIRED
+        except ssl.SSLError as error:
+            raise ValueError(f"no PEM certificate, or not with its PEM key: {loaded}") from error
         return context
 
 

@@ -11,11 +11,10 @@ import socket
 import ssl
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
-from typing import Any, Final
-from urllib.parse import urljoin, urlsplit
+from typing import Final
+from urllib.parse import urljoin
 
 import httpcore2
-from httpcore2 import AsyncNetworkBackend, AsyncNetworkStream
 
 from service.errors import InvalidRequest
 
@@ -37,6 +36,34 @@ REFUSED_V6: Final = (
     IPv6Network("2002::/16"),  # 6to4: relays to IPv4 addresses
     IPv6Network("3fff::/20"),  # documentation
 )
+LABEL: Final = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+# At least two labels, the last of which begins with a letter. That excludes IPv4 addresses in all
+# spellings (127.0.0.1, 0x7f.1, 2130706433) and IPv6 addresses, which have colons.
+HOST: Final = rf"(?:{LABEL}\.)+(?=[a-z]){LABEL}"
+HOST_NAME: Final = re.compile(HOST)
+# Parsers disagree about blanks, control characters, backslashes and other alphabets.
+PLAIN: Final = r"[!$-;=?-\[\]_a-z~]*"
+URL: Final = re.compile(
+    rf"https://({HOST})(?::(\d{{1,5}}))?((?:[/?]{PLAIN})?)(?:#{PLAIN})?", re.ASCII | re.IGNORECASE
+)
+MAX_URL_CHARS: Final = 2048
+HTTPS_PORT: Final = 443
+REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+MAX_REDIRECTS: Final = 3
+MAX_AT_ONCE: Final = 16
+TIME_LIMIT_S: Final = 10.0
+HEADERS: Final = (
+    ("Accept", "image/*"),
+    ("Accept-Encoding", "identity"),
+    ("User-Agent", "tipserve"),
+    ("Connection", "close"),
+)
+# Called with the number of bytes received; may raise to end the fetch.
+Hold = Callable[[int], None]
+
+
+class UrlRefused(ValueError):
+    """Why a URL is not fetched. The caller is told only of the URL that it sent itself."""
 
 
 def is_public(text: str) -> bool:
@@ -50,38 +77,6 @@ def is_public(text: str) -> bool:
     if isinstance(address, IPv4Address):
         return not any(address in network for network in REFUSED_V4)
     return address in GLOBAL_V6 and not any(address in network for network in REFUSED_V6)
-
-
-MAX_URL_CHARS: Final = 2048
-HTTPS_PORT: Final = 443
-LABEL: Final = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-# At least two labels, the last of which begins with a letter. That excludes IPv4 addresses in all
-# spellings (127.0.0.1, 0x7f.1, 2130706433) and IPv6 addresses, which have colons.
-HOST_NAME: Final = re.compile(rf"(?:{LABEL}\.)+(?=[a-z]){LABEL}")
-# Parsers disagree about anything else: blanks, control characters, backslashes, other alphabets.
-PLAIN_URL: Final = re.compile(r"[!#-;=?-\[\]_a-z~]+")
-REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-MAX_REDIRECTS: Final = 3
-MAX_AT_ONCE: Final = 16
-TIME_LIMIT_S: Final = 10.0
-HEADERS: Final = (
-    ("Accept", "image/*"),
-    ("Accept-Encoding", "identity"),
-    ("User-Agent", "tipserve"),
-    ("Connection", "close"),
-)
-HTTP_ERRORS: Final = (
-    httpcore2.NetworkError,
-    httpcore2.ProtocolError,
-    httpcore2.TimeoutException,
-    httpcore2.UnsupportedProtocol,
-)
-# Called with the number of bytes received; may raise to end the fetch.
-Hold = Callable[[int], None]
-
-
-class UrlRefused(Exception):
-    """Why a URL is not fetched. The caller is told only of the URL that it sent itself."""
 
 
 def url_of(text: str) -> str | None:
@@ -105,36 +100,24 @@ def read_hosts(text: str) -> tuple[str, ...]:
     return hosts
 
 
-def check_url(url: str, hosts: Iterable[str]) -> httpcore2.URL:
-    """Parse a URL, and check that it is of one of these hosts.
+def check_url(url: str, hosts: Iterable[str]) -> tuple[str, str]:
+    """The host of a URL, and its path with the query.
 
     Raises:
-        UrlRefused: It is malformed, not https, or its host or port is not allowed.
+        UrlRefused: It is malformed or not https, or it is not of one of these hosts.
     """
-    if len(url) > MAX_URL_CHARS:
-        raise UrlRefused(f"a URL has at most {MAX_URL_CHARS} characters")
-    if not PLAIN_URL.fullmatch(url):
+    found = URL.fullmatch(url)
+    if found is None or len(url) > MAX_URL_CHARS:
         raise UrlRefused(
-            "a URL is written in plain ASCII: percent-encode its path, and give a host in "
-            "another alphabet by its xn-- name"
+            "write https://, the full name of a host (no address, user or password) and a path, "
+            f"at most {MAX_URL_CHARS} characters of plain ASCII: percent-encode the path, and give "
+            "a host in another alphabet by its xn-- name"
         )
-    try:
-        parts = urlsplit(url)
-        port = parts.port or HTTPS_PORT
-    except ValueError:
-        raise UrlRefused("this is not a URL") from None
-    if parts.scheme != "https":
-        raise UrlRefused("only https:// is fetched")
-    if "@" in parts.netloc:
-        raise UrlRefused("a URL with a user name or password is not fetched")
-    name = (parts.hostname or "").lower()
-    if not HOST_NAME.fullmatch(name):
-        raise UrlRefused("a URL needs the full name of its host, not an address")
+    name, target = found[1].lower(), found[3]
     is_known = any(name.endswith(h[1:]) if h.startswith("*.") else name == h for h in hosts)
-    if port != HTTPS_PORT or not is_known:
+    if int(found[2] or HTTPS_PORT) != HTTPS_PORT or not is_known:
         raise UrlRefused("this server does not fetch from that host and port")
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return httpcore2.URL(scheme="https", host=name, port=port, target=target)
+    return name, target if target.startswith("/") else f"/{target}"
 
 
 async def resolve(host: str, port: int) -> list[str]:
@@ -142,46 +125,6 @@ async def resolve(host: str, port: int) -> list[str]:
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
-
-
-class PinnedBackend(AsyncNetworkBackend):
-    """Resolves a name once, checks every address, and connects to the first that accepts.
-
-    The check is part of connecting, so that no second look-up can return another address (DNS
-    rebinding). TLS and the Host header still use the name.
-    """
-
-    def __init__(self) -> None:
-        self._network = httpcore2.AnyIOBackend()
-
-    async def connect_tcp(  # noqa: PLR0917 - as the library calls it
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> AsyncNetworkStream:
-        """Connect.
-
-        Raises:
-            ConnectError: No address accepts the connection, or one of them is not public.
-        """
-        try:
-            addresses = await resolve(host, port)
-        except OSError as error:
-            raise httpcore2.ConnectError(str(error)) from error
-        failure = httpcore2.ConnectError(f"{host} has no address, or a private one: {addresses}")
-        if not all(map(is_public, addresses)):
-            raise failure
-        for address in addresses:
-            try:
-                return await self._network.connect_tcp(
-                    address, port, timeout, local_address, socket_options
-                )
-            except httpcore2.ConnectError as error:
-                failure = error
-        raise failure
 
 
 class UrlFetcher:
@@ -216,15 +159,15 @@ class UrlFetcher:
             InvalidRequest: The URL is not allowed, or no image could be fetched.
         """
         try:
-            target = check_url(url, self.hosts)
+            check_url(url, self.hosts)
         except UrlRefused as error:
             raise InvalidRequest(
                 f"{param}: {error}.", code="url_not_allowed", param=param
             ) from None
         try:
             async with asyncio.timeout(TIME_LIMIT_S), self._places:
-                return await self._follow(target, url, hold)
-        except (UrlRefused, TimeoutError, *HTTP_ERRORS) as error:
+                return await self._follow(url, hold)
+        except (ValueError, OSError, httpcore2.NetworkError, httpcore2.ProtocolError) as error:
             reason = f"{type(error).__name__}: {error}"
             logger.info("a URL was not fetched", extra={"fields": {"reason": reason}})
         raise InvalidRequest(
@@ -233,33 +176,44 @@ class UrlFetcher:
             param=param,
         )
 
-    async def _follow(self, target: httpcore2.URL, url: str, hold: Hold) -> bytes:
+    async def _follow(self, url: str, hold: Hold) -> bytes:
         """Request, and follow redirects, each of which is checked like the first URL."""
         for _ in range(MAX_REDIRECTS + 1):
-            found = await self._ask(target, hold)
+            found = await self._ask(*check_url(url, self.hosts), hold)
             if isinstance(found, bytes):
                 return found
-            try:
-                url = urljoin(url, found)
-            except ValueError:
-                raise UrlRefused("the redirect is not to a URL") from None
-            target = check_url(url, self.hosts)
+            url = urljoin(url, found)
         raise UrlRefused("too many redirects")
 
-    async def _ask(self, url: httpcore2.URL, hold: Hold) -> bytes | str:
-        """Send one request on a new connection; returns the image, or the redirect's location."""
+    async def _ask(self, host: str, target: str, hold: Hold) -> bytes | str:
+        """The image, or the location of a redirect.
+
+        A name is resolved once. All its addresses are checked and the first that accepts is used,
+        so that no second look-up can return another one (DNS rebinding).
+        """
+        addresses = await resolve(host, HTTPS_PORT)
+        failure: Exception = UrlRefused(f"{host} has no address, or a private one: {addresses}")
+        for address in addresses if all(map(is_public, addresses)) else ():
+            try:
+                return await self._ask_at(address, host, target, hold)
+            except httpcore2.ConnectError as error:
+                failure = error
+        raise failure
+
+    async def _ask_at(self, address: str, host: str, target: str, hold: Hold) -> bytes | str:
+        url = httpcore2.URL(scheme="https", host=address, port=HTTPS_PORT, target=target)
+        headers = (("Host", host), *HEADERS)
+        named = {"sni_hostname": host}  # the name that the certificate must have
         async with (
-            httpcore2.AsyncConnectionPool(
-                ssl_context=self._context, network_backend=PinnedBackend(), max_connections=1
-            ) as connections,
-            connections.stream("GET", url, headers=HEADERS) as response,
+            httpcore2.AsyncConnectionPool(ssl_context=self._context) as connections,
+            connections.stream("GET", url, headers=headers, extensions=named) as response,
         ):
-            headers = {name.lower(): value.decode("latin-1") for name, value in response.headers}
-            if response.status in REDIRECTS and b"location" in headers:
-                return headers[b"location"]
+            found = {name.lower(): value.decode("latin-1") for name, value in response.headers}
+            if response.status in REDIRECTS and b"location" in found:
+                return found[b"location"]
             if response.status != 200:
                 raise UrlRefused(f"status {response.status}")
-            if headers.get(b"content-encoding", "identity").strip().lower() != "identity":
+            if found.get(b"content-encoding", "identity").strip().lower() != "identity":
                 raise UrlRefused("the body is compressed, which was not requested")
             content = bytearray()
             async for piece in response.aiter_stream():

@@ -13,10 +13,11 @@ import secrets
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
-from typing import Final, TypeVar
+from typing import Final
 
 from prometheus_client import (
     CollectorRegistry,
@@ -31,47 +32,51 @@ from prometheus_client.registry import Collector
 
 from model.files import atomic_write
 from service.errors import Unavailable
-from service.machine import available_cpus, python_command
+from service.machine import available_cpus, on_stop_signals, python_command
 from service.monitoring.log import configure_logging
 from service.monitoring.metrics_server import LIVE, READY, MetricsServer
 from service.monitoring.summed_metrics import add_up, counts_only
 from service.settings import Settings
 from service.workers.place import WorkerPlace
 
-STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Shorter than the time-out of a probe of the whole server.
 ANSWER_LIMIT_S: Final = 4.0
-POLL_S: Final = 0.1
+# Between two checks of a worker: one that is ready, and one that is not.
+CHECK_INTERVAL_S: Final = 1.0
+QUICK_INTERVAL_S: Final = 0.1
 RESTART_PAUSE_S: Final = 2.0
-# As the manifests' liveness probe: restarted after a minute of failed checks.
-LIVE_INTERVAL_S: Final = 10.0
-NUM_FAILED_CHECKS: Final = 6
+# As the manifests' liveness probe.
+HANG_LIMIT_S: Final = 60.0
 LOG_GRACE_S: Final = 2.0
 READY_METRIC: Final = "tipserve_ready"
+# The format with exemplars.
 OPEN_METRICS: Final = "application/openmetrics-text"
 
 # The command line of a worker, by the text of its place.
 Command = Callable[[str], list[str]]
-Answer = TypeVar("Answer")
 logger = logging.getLogger(__name__)
 # Series with creation times would double what is scraped.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Worker:
-    """A started process. `ask` and `scrape` block; they may be called from any thread.
+    """A started process. `check` and `scrape` block; they may be called from any thread.
 
     Attributes:
         process: Of the worker.
-        has_answered: Whether it has reported once, so that silence means that it hangs.
-        has_joined: Whether it was ready once, since when the kernel sends it connections.
         fields: Its names for the log.
+        has_joined: Whether it was ready once, since when the kernel sends it connections.
+        is_ready: By its last answer.
+        is_live: By its last answer; also while it starts.
+        lived_at: Monotonic seconds of the last check that found it live.
     """
 
     def __init__(self, place: WorkerPlace, process: asyncio.subprocess.Process) -> None:
         self.process = process
-        self.has_answered = self.has_joined = False
         self.fields: dict[str, object] = {"worker": place.number, "pid": process.pid}
+        self.has_joined = self.is_ready = False
+        self.is_live = True
+        self.lived_at = time.monotonic()
         self._report_socket = place.report_socket
 
     def signal(self, number: int) -> None:
@@ -79,22 +84,24 @@ class Worker:
         with suppress(ProcessLookupError):
             self.process.send_signal(number)
 
-    def ask(self, path: str) -> bool | None:
-        """Whether a health check passes; None if nothing listens, yet or any more."""
-        try:
-            return self._get(path) is not None
-        except ConnectionError:
-            return None
+    def check(self) -> None:
+        """Ask for its health; nothing changes while nothing listens, yet or any more."""
+        with suppress(ConnectionError):
+            self.is_ready = self.get(READY) is not None
+            self.is_live = self.is_ready or self.get(LIVE) is not None
+            self.has_joined |= self.is_ready
+        if self.is_live:
+            self.lived_at = time.monotonic()
 
     def scrape(self) -> list[Metric] | None:
         """Its metrics; None if it does not answer."""
         with suppress(ConnectionError):
-            content = self._get("/metrics")
+            content = self.get("/metrics")
             if content is not None:
                 return list(text_string_to_metric_families(content))  # type: ignore[no-untyped-call]
         return None
 
-    def _get(self, path: str) -> str | None:
+    def get(self, path: str) -> str | None:
         """The body of an answer of status 200; None for another one, or for none in time.
 
         Raises:
@@ -105,7 +112,6 @@ class Worker:
             connection.sock.settimeout(ANSWER_LIMIT_S)
             try:
                 connection.sock.connect(self._report_socket)
-                # The format with exemplars.
                 connection.request("GET", path, headers={"Accept": OPEN_METRICS})
                 answer = connection.getresponse()
                 content = answer.read().decode()
@@ -113,14 +119,7 @@ class Worker:
                 raise
             except (OSError, http.client.HTTPException):
                 return None
-        self.has_answered = True
         return content if answer.status == http.HTTPStatus.OK else None
-
-
-def of_each(workers: Sequence[Worker], ask: Callable[[Worker], Answer]) -> list[Answer]:
-    """The answers of all workers, which are asked at once."""
-    with ThreadPoolExecutor(len(workers) or 1) as pool:
-        return list(pool.map(ask, workers))
 
 
 class WorkerMetrics(Collector):
@@ -143,11 +142,12 @@ class WorkerMetrics(Collector):
             workers = self._workers()
             for gone in self._last.keys() - set(workers):
                 self._ended = add_up([self._ended, counts_only(self._last.pop(gone))])
-            now = [self._ended, list(self._own.collect())]
-            for worker, found in zip(workers, of_each(workers, lambda w: w.scrape()), strict=True):
-                now.append(found or counts_only(self._last.get(worker, ())))
-                self._last[worker] = now[-1]
-        return [family for family in add_up(now) if family.name != READY_METRIC]
+            with ThreadPoolExecutor(len(workers) or 1) as pool:
+                scraped = list(pool.map(lambda worker: worker.scrape(), workers))
+            for worker, found in zip(workers, scraped, strict=True):
+                self._last[worker] = found or counts_only(self._last.get(worker, ()))
+            now = add_up([self._ended, list(self._own.collect()), *self._last.values()])
+        return [family for family in now if family.name != READY_METRIC]
 
 
 class Supervisor:
@@ -156,6 +156,9 @@ class Supervisor:
     Args:
         settings: Of the whole server.
         command: The command line of a worker.
+
+    Raises:
+        OSError: Another program has a port.
     """
 
     def __init__(self, settings: Settings, command: Command) -> None:
@@ -167,29 +170,20 @@ class Supervisor:
         self._workers: dict[int, Worker] = {}
         host, _ = settings.address
         self._reserved = reserve((host, settings.http_port), (host, settings.grpc_port))
-        http_port, grpc_port = (sock.getsockname()[1] for sock in self._reserved)
         registry = CollectorRegistry()
         registry.register(WorkerMetrics(self._running))
-        self._restarts = Counter(
-            "tipserve_worker_restarts",
-            "Processes of this server that took the place of one that had ended.",
-            registry=registry,
-        )
-        ready = Gauge(
-            READY_METRIC, "1 while balancers should send requests here, else 0.", registry=registry
-        )
-        ready.set_function(self._is_ready)
-        num_workers = Gauge(
-            "tipserve_workers", "Processes that this server keeps running.", registry=registry
-        )
-        num_workers.set(settings.workers)
-        num_ready = Gauge(
-            "tipserve_workers_ready", "Ready processes of this server.", registry=registry
-        )
-        num_ready.set_function(lambda: sum(a is True for _, a in self._ask_all(READY)))
+        text = "Processes of this server that took the place of one that had ended."
+        self._restarts = Counter("tipserve_worker_restarts", text, registry=registry)
+        for name, text, value in (
+            (READY_METRIC, "1 while balancers should send requests here, else 0.", self._is_ready),
+            ("tipserve_workers", "Processes kept running.", lambda: settings.workers),
+            ("tipserve_workers_ready", "Ready processes.", self._num_ready),
+        ):
+            Gauge(name, text, registry=registry).set_function(value)
         checks = {LIVE: self._check_live, READY: self._check_ready}
         metrics_host, metrics_port = settings.metrics_address
         self._server = MetricsServer(registry, checks, host=metrics_host, port=metrics_port)
+        http_port, grpc_port = (sock.getsockname()[1] for sock in self._reserved)
         self.ports = {"http": http_port, "grpc": grpc_port, "metrics": self._server.port}
 
     def stop(self) -> None:
@@ -211,18 +205,12 @@ class Supervisor:
     def _running(self) -> list[Worker]:
         return list(self._workers.values())
 
-    def _ask_all(self, path: str) -> list[tuple[Worker, bool | None]]:
-        workers = self._running()
-        return list(zip(workers, of_each(workers, lambda w: w.ask(path)), strict=True))
+    def _num_ready(self) -> int:
+        return sum(worker.is_ready for worker in self._running())
 
     def _is_ready(self) -> bool:
-        """Whether there are workers to which the kernel sends connections, and all can answer.
-
-        One that starts does not listen yet, and one that has ended not any more. One that joins
-        while it is asked may have answered before.
-        """
-        joined = [worker for worker in self._running() if worker.has_joined]
-        answers = [a for a in of_each(joined, lambda w: w.ask(READY)) if a is not None]
+        """Whether there are workers to which the kernel sends connections, and all can answer."""
+        answers = [worker.is_ready for worker in self._running() if worker.has_joined]
         return bool(answers) and all(answers) and not self._is_stopping.is_set()
 
     def _check_ready(self) -> None:
@@ -231,8 +219,7 @@ class Supervisor:
 
     def _check_live(self) -> None:
         """Some worker starts or lives; the others are restarted from here."""
-        answers = self._ask_all(LIVE)
-        if not any(answer or not worker.has_answered for worker, answer in answers):
+        if not any(worker.is_live for worker in self._running()):
             raise Unavailable("No worker lives.")
 
     async def _keep(self, number: int) -> None:
@@ -287,15 +274,13 @@ class Supervisor:
         return worker
 
     async def _watch(self, worker: Worker) -> None:
-        """Note when a worker is ready, and kill it once it has not been live for a minute."""
-        while not await asyncio.to_thread(worker.ask, READY):
-            await asyncio.sleep(POLL_S)
-        worker.has_joined = True
-        self._note_joining()
-        num_failed = 0
-        while num_failed < NUM_FAILED_CHECKS:
-            await asyncio.sleep(LIVE_INTERVAL_S)
-            num_failed = 0 if await asyncio.to_thread(worker.ask, LIVE) else num_failed + 1
+        """Keep the health of a worker, and kill it once it has not been live for a minute."""
+        while time.monotonic() - worker.lived_at < HANG_LIMIT_S:
+            had_joined = worker.has_joined
+            await asyncio.to_thread(worker.check)
+            if worker.has_joined and not had_joined:
+                self._note_joining()
+            await asyncio.sleep(CHECK_INTERVAL_S if worker.is_ready else QUICK_INTERVAL_S)
         logger.error("a worker hangs and is killed", extra={"fields": worker.fields})
         worker.signal(signal.SIGKILL)
 
@@ -316,9 +301,6 @@ def reserve(*addresses: tuple[str, int]) -> list[socket.socket]:
     Raises:
         OSError: Another program has a port.
     """
-    ports = [port for _, port in addresses if port]
-    if len(set(ports)) < len(ports):
-        raise OSError("http_port and grpc_port are the same; change one of them")
     with ExitStack() as opened:
         held = []
         for host, port in addresses:
@@ -349,34 +331,24 @@ def supervise(settings: Settings, arguments: Sequence[str]) -> int:
         The exit status: 0 after a drain, 1 after a failure.
     """
     log = configure_logging(settings.log_level)
+    cpus = settings.cpus or available_cpus()
+    if settings.workers > cpus:
+        fields = {"workers": settings.workers, "cpus": cpus}
+        logger.warning("there are more workers than CPUs", extra={"fields": fields})
 
-    def command(place: str) -> list[str]:
-        return python_command("-m", "service", "worker", place, *arguments)
+    async def run() -> int:
+        def command(place: str) -> list[str]:
+            return python_command("-m", "service", "worker", place, *arguments)
+
+        supervisor = Supervisor(settings, command)
+        # A second signal ends this process at once, and the workers when they notice it.
+        on_stop_signals(supervisor.stop)
+        return await supervisor.run()
 
     try:
-        return asyncio.run(_run(settings, command))
+        return asyncio.run(run())
     except OSError as error:
         logger.error("the server could not start: %s", error)
         return 1
     finally:
         log.close(LOG_GRACE_S)
-
-
-async def _run(settings: Settings, command: Command) -> int:
-    supervisor = Supervisor(settings, command)
-    cpus = settings.cpus or available_cpus()
-    if settings.workers > cpus:
-        fields = {"workers": settings.workers, "cpus": cpus}
-        logger.warning("there are more workers than CPUs", extra={"fields": fields})
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        supervisor.stop()
-        for number in STOP_SIGNALS:
-            loop.remove_signal_handler(number)
-            # A second signal ends this process at once, and the workers when they notice it.
-            signal.signal(number, signal.SIG_DFL)
-
-    for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, stop)
-    return await supervisor.run()

@@ -74,8 +74,7 @@ def test_the_operations_page_names_every_metric(project_root: Path) -> None:
     named = {name.removesuffix("_total") for name in re.findall(r"`(tipserve_[a-z_]+)", page)}
     metrics = Metrics()
     metrics.record_first_ready()
-    gpus = {name for name, _, _ in READINGS}
-    served = gpus | {family.name for family in metrics.registry.collect()}
+    served = {*READINGS} | {family.name for family in metrics.registry.collect()}
     # Of service.workers.
     served |= {"tipserve_workers", "tipserve_workers_ready", "tipserve_worker_restarts"}
     assert named == {name for name in served if name.startswith("tipserve_")}

@@ -29,7 +29,7 @@ CLUSTER_SERIES: Final = frozenset(
         "kubelet_volume_stats_capacity_bytes",
     }
 )
-GPU_SERIES: Final = frozenset(name for name, _, _ in READINGS)
+GPU_SERIES: Final = frozenset(READINGS)
 SUFFIXES: Final = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}
 
 

@@ -203,6 +203,7 @@ def test_only_errors_of_the_start_are_logged_without_a_traceback(
     class FailingServer:
         def __init__(self, settings: Settings, **_: object) -> None:
             self.ready = asyncio.Event()
+            self.request_stop = self.ready.clear
 
         async def run(self) -> None:
             if is_late:
@@ -211,7 +212,7 @@ def test_only_errors_of_the_start_are_logged_without_a_traceback(
 
     monkeypatch.setattr("service.server.Server", FailingServer)
     # The handlers of the process belong to the test runner.
-    monkeypatch.setattr("service.server._stop_on_signals", lambda server: None)
+    monkeypatch.setattr("service.server.on_stop_signals", lambda stop, *, is_worker: None)
     handlers, level = logging.root.handlers[:], logging.root.level
     try:
         assert main(make_settings()) == 1

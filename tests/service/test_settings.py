@@ -71,6 +71,7 @@ def test_an_unknown_variable_is_an_error(variable: str) -> None:
         ("--max-request-bytes=10", "max_request_bytes must be at least"),
         ("--max-body-memory-bytes=10", "max_body_memory_bytes must be at least"),
         ("--max-request-bytes=100000000000", "max_request_bytes must be at most 2147483647"),
+        ("--http-port=9000 --grpc-port=9000", "http_port and grpc_port are the same"),
         ("--model=one,,two", "give at least one model"),
         ("--sizes=448x", "height x width"),
         ("--convert-precisions=fp4", "fp4"),

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Tracer
 
-from service.tracing import NO_TRACE, NO_TRACER, BatchRun, Outcome, begin_request
+from service.tracing import NO_TRACER, BatchRun, begin_request
 from tests.service.callers import (
     BOTH,
     INTERNAL,
@@ -259,7 +259,7 @@ def test_a_request_that_joins_the_work_of_another_has_its_batch_from_then_on(
     batch = BatchRun(ended=3.0, bucket="text 8", num_items=2, cost=9)
     for _ in range(2):
         trace.ran_in(batch, queue_s=0.0, run_s=1.0)
-    trace.end(Outcome("POST /x", 200, None, is_fault=False, seconds=2.0), {})
+    trace.end("POST /x", {}, seconds=2.0, is_fault=False)
     (run,) = named(exporter, "run")
     start, end = times(run)
     assert end - start == 1_000_000_000, "from when it joined"
@@ -273,4 +273,3 @@ def test_without_a_collector_the_trace_has_only_the_callers_id(parent: str, expe
     trace = begin_request(NO_TRACER, "http", "GET", {"traceparent": parent}, started=0.0)
     assert trace.trace_id == expected
     assert not trace.is_recording
-    assert begin_request(NO_TRACER, "http", "GET", {}, started=0.0) is NO_TRACE

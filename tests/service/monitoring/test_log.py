@@ -1,7 +1,6 @@
 """Lines are complete and in order, and a stuck or closed stream blocks no request."""
 
 import io
-import itertools
 import json
 import logging
 import os
@@ -10,19 +9,17 @@ import re
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from service.call import Call, current_call
-from service.monitoring.log import (
-    AccessLog,
-    LogFormat,
-    LogQueue,
-)
-from service.tracing import NO_TRACER, Outcome, begin_request
+from service.monitoring.log import LogFormat, LogQueue
+from service.monitoring.metrics import Metrics
+from service.monitoring.telemetry import Telemetry
+from service.tracing import NO_TRACER, begin_request
 
 LIMIT_S = 20.0
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -52,7 +49,7 @@ def stream() -> Iterator[Stream]:
     made.gate.set()
 
 
-def record(message: object = "hello you") -> logging.LogRecord:
+def record(message: object) -> logging.LogRecord:
     return logging.LogRecord("service.x", logging.INFO, __file__, 1, "%s", (message,), None)
 
 
@@ -63,8 +60,8 @@ def messages(stream: Stream) -> list[str]:
 def test_lines_are_written_in_order_each_by_one_write(stream: Stream) -> None:
     log = LogQueue(stream, "json")
     for number in range(2500):
-        log.handler.handle(record(number))
-    assert log.close(LIMIT_S)
+        log.handle(record(number))
+    log.close(LIMIT_S)
     assert messages(stream) == [str(number) for number in range(2500)]
     assert stream.num_lines == [1] * 2500, "so that processes do not mix their lines"
     assert log.num_dropped == 0
@@ -73,76 +70,75 @@ def test_lines_are_written_in_order_each_by_one_write(stream: Stream) -> None:
 def test_lines_for_a_stuck_stream_are_dropped_and_counted(stream: Stream) -> None:
     stream.gate.clear()
     log = LogQueue(stream, "json", max_lines=10)
-    log.handler.handle(record("first"))
+    log.handle(record("first"))
     assert stream.entered.wait(LIMIT_S)
     for number in range(25):
-        log.handler.handle(record(number))  # would hang here if it waited for the reader
+        log.handle(record(number))  # would hang here if it waited for the reader
     assert log.num_dropped == 15
-    assert not log.close(0.01)
+    log.close(0.01)
     stream.gate.set()
-    while log.handler.queue.qsize():
-        time.sleep(0.001)
-    assert messages(stream)[:11] == ["first", *map(str, range(10))]
+    log.close(LIMIT_S)
+    assert messages(stream) == ["first", *map(str, range(10))]
 
 
-def lines_of(work: Callable[[], None], log_format: LogFormat = "json") -> list[str]:
-    """What all loggers write while this runs."""
-    stream = io.StringIO()
+@contextmanager
+def logged(log_format: LogFormat = "json") -> Iterator[list[str]]:
+    """Lines that all loggers write meanwhile."""
+    stream, lines = io.StringIO(), list[str]()
     log = LogQueue(stream, log_format)
-    logging.getLogger().addHandler(log.handler)
+    logging.getLogger().addHandler(log)
     try:
-        work()
+        yield lines
     finally:
-        logging.getLogger().removeHandler(log.handler)
-        assert log.close(LIMIT_S)
-    return stream.getvalue().splitlines()
+        logging.getLogger().removeHandler(log)
+        log.close(LIMIT_S)
+        lines += stream.getvalue().splitlines()
+
+
+def fail() -> None:
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        logging.getLogger("service.x").exception("hello %s", "you", extra={"fields": {"code": 200}})
 
 
 def test_a_line_has_message_fields_ids_and_the_exception() -> None:
-    def fail() -> None:
-        try:
-            raise ValueError("broken")
-        except ValueError:
-            extra = {"fields": {"code": 200}}
-            logging.getLogger("service.x").exception("hello %s", "you", extra=extra)
-
     token = current_call.set(Call(request_id="r1", deadline=1.0))
     try:
-        (line,) = lines_of(fail)
-        text, *_ = lines_of(fail, "text")
+        with logged() as lines:
+            fail()
+        with logged("text") as texts:
+            fail()
     finally:
         current_call.reset(token)
-    parsed = json.loads(line)
+    parsed = json.loads(lines[0])
     assert (parsed["message"], parsed["code"], parsed["request_id"]) == ("hello you", 200, "r1")
     assert "ValueError: broken" in parsed["exception"]
     assert (parsed["level"], parsed["logger"]) == ("ERROR", "service.x")
     start = r"[-0-9]+T[:0-9]+\.\d{3}\+00:00 ERROR   hello you request_id=r1 code=200 exception="
-    assert re.match(start, text)
+    assert re.match(start, texts[0])
 
 
-def written(call: Call, *outcomes: Outcome, ratio: float = 1.0) -> list[dict[str, Any]]:
-    """The access log's lines for these outcomes."""
-    access_log = AccessLog(ratio)
-
-    def write() -> None:
-        for each in outcomes:
-            access_log.write(call, each)
-
-    return [json.loads(line) for line in lines_of(write)]
-
-
-def outcome(**values: Any) -> Outcome:
-    return Outcome("GET /x", 200, None, is_fault=False, seconds=0.25)._replace(**values)
+def answered(
+    call: Call, *codes: int | str, metrics: Metrics, ratio: float = 1.0
+) -> list[dict[str, Any]]:
+    """The log lines of answers with these codes."""
+    telemetry = Telemetry(metrics, log_ratio=ratio)
+    with logged() as lines:
+        for code in codes:
+            telemetry.end(call, "GET /x", code, is_fault=code == 500)
+    return [json.loads(line) for line in lines]
 
 
-def test_an_answer_is_logged_with_ids_method_code_and_stages() -> None:
+def test_an_answer_is_logged_with_ids_method_code_and_stages(metrics: Metrics) -> None:
     carrier = {"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-00"}
     trace = begin_request(NO_TRACER, "http", "GET", carrier, started=0.0)
     call = Call(request_id="r1", deadline=1.0, trace=trace, host="::1", key_name="acme")
+    call.clock, call.started = lambda: 0.25, 0.0
     call.model, call.num_items, call.num_bytes = "tiny", 6, 5000
     call.sizes_hw = [(n, 2 * n) for n in range(1, 7)]
     call.stages = {"admit": 0.001, "run": 0.125}
-    (line,) = written(call, outcome())
+    (line,) = answered(call, 200, metrics=metrics)
     assert line.pop("time").endswith("+00:00")
     assert line == {
         "level": "INFO",
@@ -162,21 +158,21 @@ def test_an_answer_is_logged_with_ids_method_code_and_stages() -> None:
         "admit_s": 0.001,
         "run_s": 0.125,
     }
-    untraced = Call(request_id="r2", deadline=1.0)
-    (line,) = written(untraced, outcome(code="RESOURCE_EXHAUSTED", error="queue_full"))
+    untraced = Call(request_id="r2", deadline=1.0, error="queue_full")
+    (line,) = answered(untraced, "RESOURCE_EXHAUSTED", metrics=metrics)
     assert (line["code"], line["error"]) == ("RESOURCE_EXHAUSTED", "queue_full")
     assert "trace_id" not in line
 
 
-@pytest.mark.parametrize(("ratio", "expected"), [(1.0, 100), (0.25, 25), (0.1, 10), (0.0, 0)])
-def test_a_share_of_answers_is_logged_evenly_and_every_fault(ratio: float, expected: int) -> None:
+@pytest.mark.parametrize(("ratio", "step"), [(1.0, 1), (0.25, 4), (0.125, 8), (0.0, 1000)])
+def test_a_share_of_answers_is_logged_evenly_and_every_fault(
+    metrics: Metrics, ratio: float, step: int
+) -> None:
     call = Call(request_id="r1", deadline=1.0)
-    outcomes = [outcome(seconds=float(number)) for number in range(100)]
-    seconds = [line["seconds"] for line in written(call, *outcomes, ratio=ratio)]
-    assert len(seconds) == pytest.approx(expected, abs=1)
-    assert len({round(b - a) for a, b in itertools.pairwise(seconds)}) <= 2
-    fault = outcome(code=500, error="internal", is_fault=True)
-    assert 500 in [line["code"] for line in written(call, fault, outcome(), ratio=ratio)]
+    codes = [line["code"] for line in answered(call, *range(100), metrics=metrics, ratio=ratio)]
+    assert codes == list(range(step - 1, 100, step))
+    lines = answered(call, 500, 200, metrics=metrics, ratio=ratio)
+    assert 500 in [line["code"] for line in lines]
 
 
 ONE_LINE = """

@@ -74,7 +74,7 @@ def test_faults_of_the_server_are_logged_with_any_settings(
     stream = io.StringIO()
     log = LogQueue(stream, "text")
     telemetry = build_telemetry(make_settings(**values), metrics, log)
-    logging.getLogger().addHandler(log.handler)
+    logging.getLogger().addHandler(log)
 
     def answer() -> None:
         for code in (200, 422, 500):
@@ -84,8 +84,8 @@ def test_faults_of_the_server_are_logged_with_any_settings(
         telemetry.end(quiet, "GET /v2/health/ready", 503, is_fault=True, is_quiet=True)
 
     copy_context().run(answer)
-    logging.getLogger().removeHandler(log.handler)
-    assert log.close(LIMIT_S)
+    logging.getLogger().removeHandler(log)
+    log.close(LIMIT_S)
     codes = [line.split("code=")[1].split()[0] for line in stream.getvalue().splitlines()]
     assert codes == logged
 

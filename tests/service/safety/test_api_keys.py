@@ -93,7 +93,7 @@ def test_a_source_without_good_keys_stops_the_start(
     metrics: Metrics, file: Path, text: str
 ) -> None:
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
-    with pytest.raises(ValueError, match=r"API key|ASCII") as caught:
+    with pytest.raises(ValueError, match="API key") as caught:
         ApiKeys(metrics, file=file)
     assert not text.strip() or text not in str(caught.value)
     with pytest.raises(ValueError, match=r"api_keys_file: .*/none.*; write one key a line"):
@@ -185,9 +185,9 @@ def test_each_of_several_workers_has_its_share_of_a_callers_limits(limited: Limi
         ("requests_per_s=2", "limits need a name"),
         ("name=a rate=2", "write only name=..., requests_per_s=..., requests_at_once=..., once"),
         ("name=a name=b", "once"),
-        ("name=a requests_per_s=fast", "are numbers"),
-        ("name=a requests_per_s=inf", "are above 0"),
-        ("name=a requests_at_once=0", "are above 0"),
+        ("name=a requests_per_s=fast", "are numbers above 0"),
+        ("name=a requests_per_s=inf", "are numbers above 0"),
+        ("name=a requests_at_once=0", "are numbers above 0"),
         (f"name=a\n{SECOND} name=a requests_per_s=2", "a has other limits before"),
         (f"name=a\n{FIRST} name=b", "keys: the key is also that of a; keep one of the two"),
         (f"name=a\n{FIRST}", "the key is also that of a"),

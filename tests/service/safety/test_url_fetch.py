@@ -49,29 +49,25 @@ ALLOWED = read_hosts("images.example.org, *.CDN.example.com")
     ],
 )
 def test_urls_of_allowed_hosts_are_read(url: str, host: str, path: str) -> None:
-    target = check_url(url, ALLOWED)
-    assert (target.host, target.port, target.target) == (host.encode(), 443, path.encode())
+    assert check_url(url, ALLOWED) == (host, path)
 
 
 BAD_URLS = {
-    "only https": "http://images.example.org/ ftp://images.example.org/ file:///etc/passwd",
     "does not fetch from": """
         https://other.example.org/ https://images.example.org.evil.net/
         https://evilimages.example.org/ https://cdn.example.com/ https://evilcdn.example.com/
         https://images.example.org:8443/ https://images.example.org:22/
+        https://images.example.org:99999/
     """,
-    "not a URL": "https://images.example.org:x/ https://images.example.org:99999/ https://[/",
-    "user name": """
+    "write https://, the full name": """
+        http://images.example.org/ ftp://images.example.org/ file:///etc/passwd
+        https://images.example.org:x/ https://[/
         https://user@images.example.org/ https://user:word@images.example.org/
         https://images.example.org@127.0.0.1/ https://@images.example.org/
-    """,
-    "full name": """
         https://127.0.0.1/ https://2130706433/ https://0x7f000001/ https://0177.0.0.1/
         https://127.1/ https://1.0x7f/ https://[::1]/ https://[::ffff:127.0.0.1]/
         https://[fe80::1%25eth0]/ https://localhost/ https://images.example.org./
         https://images..example.org/ https://images_example.org/ https:///a.jpg
-    """,
-    "plain ASCII": """
         https://images.ex\u00e4mple.org/ https://images\uff61example.org/
         https://p\u0131ctures.example.org/ https://IMAGES.EXAMPLE.ORG\u212a/
         https://images.example.org\\@evil.net/ https://images.example.org/\0
@@ -206,7 +202,7 @@ async def test_an_image_is_fetched_unchanged_without_a_proxy(
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     assert await site.fetch() == IMAGE
     head = site.asked[0]
-    assert f"Host: {HOST}:{site.port}\r\n" in head
+    assert f"Host: {HOST}\r\n" in head
     assert "Accept-Encoding: identity" in head
     assert site.named == [HOST]
     for word in ("cookie", "authorization", "referer"):

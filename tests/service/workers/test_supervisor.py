@@ -14,25 +14,29 @@ from service.errors import Unavailable
 from service.monitoring.metrics_server import LIVE, READY
 from service.settings import Settings
 from service.workers import supervisor
-from service.workers.supervisor import Supervisor, WorkerMetrics, reserve
+from service.workers.place import WorkerPlace
+from service.workers.supervisor import Supervisor, Worker, WorkerMetrics, reserve
 
 
-class FakeWorker:
-    """A worker whose health and metrics a test sets."""
+class FakeWorker(Worker):
+    """A worker whose answers a test sets; None is no connection."""
 
     def __init__(self, *, ready: bool | None = True, live: bool | None = True) -> None:
+        place = WorkerPlace(number=0, num_workers=2, num_starting=2, ports={}, report_socket="")
+        process: Any = type("Process", (), {"pid": 1, "send_signal": lambda _, n: self.sent(n)})()
+        super().__init__(place, process)
         self.answers = {READY: ready, LIVE: live}
-        self.has_joined = bool(ready)
-        self.has_answered = ready is not None
         self.signals: list[int] = []
         self.num_requests: int | None = 0
-        self.fields = {"worker": 0, "pid": 1}
+        self.check()
 
-    def ask(self, path: str) -> bool | None:
-        return self.answers[path]
-
-    def signal(self, number: int) -> None:
+    def sent(self, number: int) -> None:
         self.signals.append(number)
+
+    def get(self, path: str) -> str | None:
+        if self.answers[path] is None:
+            raise ConnectionRefusedError
+        return "" if self.answers[path] else None
 
     def scrape(self) -> list[Metric] | None:
         if self.num_requests is None:
@@ -44,31 +48,14 @@ class FakeWorker:
         ]
 
 
-async def supervisor_of(workers: Sequence[FakeWorker]) -> Supervisor:
+async def supervisor_of(*workers: FakeWorker) -> Any:
     settings = Settings(workers=2, host="127.0.0.1", http_port=0, grpc_port=0, metrics_port=0)
     made: Any = Supervisor(settings, lambda _: [])
     made._workers = dict(enumerate(workers))
     made._server.close()
     for sock in made._reserved:
         sock.close()
-    return made  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize(
-    ("workers", "is_ready"),
-    [
-        ([(None, None)], False),  # it starts
-        ([(True, True), (None, None)], True),  # one starts, or has ended
-        ([(True, True), (False, True)], True),  # one loads its model and does not listen
-        ([(False, True)], False),
-        ([], False),
-    ],
-)
-async def test_the_server_is_ready_when_a_worker_listens_and_can_answer(
-    workers: list[tuple[bool | None, bool | None]], is_ready: bool
-) -> None:
-    made = await supervisor_of([FakeWorker(ready=r, live=v) for r, v in workers])
-    assert is_ready == await asyncio.to_thread(passes, made._check_ready)
+    return made
 
 
 def passes(check: Any) -> bool:
@@ -79,48 +66,57 @@ def passes(check: Any) -> bool:
     return True
 
 
+@pytest.mark.parametrize(
+    ("answers", "is_ready", "is_live"),
+    [
+        ([(None, None)], False, True),  # it starts
+        ([(True, True), (None, None)], True, True),  # one starts, or has ended
+        ([(True, True), (False, True)], True, True),  # one loads its model and does not listen
+        ([(False, True)], False, True),
+        ([(False, False), (None, None)], False, True),
+        ([(True, True), (False, False)], True, True),
+        ([(False, False)], False, False),
+        ([], False, False),
+    ],
+)
+async def test_health_is_that_of_the_workers_that_listen(
+    answers: Sequence[tuple[bool | None, bool | None]], is_ready: bool, is_live: bool
+) -> None:
+    made = await supervisor_of(*(FakeWorker(ready=ready, live=live) for ready, live in answers))
+    assert (passes(made._check_ready), passes(made._check_live)) == (is_ready, is_live)
+
+
 async def test_a_listening_worker_that_cannot_answer_fails_readiness() -> None:
-    workers = [FakeWorker(), FakeWorker()]
-    made = await supervisor_of(workers)
-    assert passes(made._check_ready)
-    workers[0].answers[READY] = False
-    assert not passes(made._check_ready)
-    workers[0].answers[READY] = True
+    first, second = FakeWorker(), FakeWorker()
+    made = await supervisor_of(first, second)
+    for answer, is_ready in ((True, True), (False, False), (None, False), (True, True)):
+        first.answers[READY] = answer
+        first.check()
+        assert passes(made._check_ready) == is_ready
     made.stop()
     assert not passes(made._check_ready)
-    assert [worker.signals for worker in workers] == [[signal.SIGTERM]] * 2
-
-
-async def test_a_worker_that_joins_while_it_is_asked_ends_no_readiness() -> None:
-    class Joining(FakeWorker):
-        def ask(self, path: str) -> bool | None:
-            found = self.answers[path]
-            self.has_joined = True
-            return found
-
-    made = await supervisor_of([FakeWorker(), Joining(ready=False)])
-    assert passes(made._check_ready)
-
-
-async def test_the_server_lives_while_one_worker_starts_or_lives() -> None:
-    dead, starting = FakeWorker(live=False), FakeWorker(ready=None, live=None)
-    assert passes((await supervisor_of([dead, starting]))._check_live)
-    assert passes((await supervisor_of([dead, FakeWorker()]))._check_live)
-    assert not passes((await supervisor_of([dead]))._check_live)
-    assert not passes((await supervisor_of([]))._check_live)
+    assert first.signals == second.signals == [signal.SIGTERM]
 
 
 async def test_a_worker_that_is_not_live_for_a_minute_is_killed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(supervisor, "LIVE_INTERVAL_S", 0.0)
-    workers: list[Any] = [FakeWorker(), FakeWorker(live=False)]
-    made = await supervisor_of(workers)
-    live, dead = (asyncio.ensure_future(made._watch(worker)) for worker in workers)
+    monkeypatch.setattr(supervisor, "CHECK_INTERVAL_S", 0.0)
+    monkeypatch.setattr(supervisor, "QUICK_INTERVAL_S", 0.0)
+    workers = [FakeWorker(), FakeWorker(ready=None, live=None), FakeWorker()]
+    made = await supervisor_of(*workers)
+    watched = [asyncio.ensure_future(made._watch(worker)) for worker in workers]
+    workers[2].answers |= {READY: False, LIVE: False}
+    workers[2].check()
+    for worker in workers:
+        worker.lived_at -= supervisor.HANG_LIMIT_S
+    for worker in workers[:2]:
+        worker.check()
     async with asyncio.timeout(20):
-        await dead
-    live.cancel()
-    assert [worker.signals for worker in workers] == [[], [signal.SIGKILL]]
+        await watched[2]
+    for task in watched:
+        task.cancel()
+    assert [worker.signals for worker in workers] == [[], [], [signal.SIGKILL]]
 
 
 def value(families: list[Metric], name: str) -> float:
@@ -128,22 +124,24 @@ def value(families: list[Metric], name: str) -> float:
     return float(sum(sample.value for family in found for sample in family.samples))
 
 
-async def test_counts_never_fall_when_a_worker_ends_or_is_silent() -> None:
+def test_counts_never_fall_when_a_worker_ends_or_is_silent() -> None:
     first, second, third = (FakeWorker() for _ in range(3))
-    workers: list[Any] = [first, second]
+    workers: list[Worker] = [first, second]
     metrics = WorkerMetrics(lambda: list(workers))
+
+    def now() -> tuple[float, float]:
+        families = metrics.collect()
+        return value(families, "requests"), value(families, "inflight")
+
     first.num_requests, second.num_requests = 5, 3
-    now = metrics.collect()
-    assert (value(now, "requests"), value(now, "inflight")) == (8, 2)
+    assert now() == (8, 2)
     second.num_requests = None
-    now = metrics.collect()
-    assert (value(now, "requests"), value(now, "inflight")) == (8, 1)
+    assert now() == (8, 1)
     workers[1:] = [third]
     third.num_requests = 2
-    now = metrics.collect()
-    assert (value(now, "requests"), value(now, "inflight")) == (10, 2)
+    assert now() == (10, 2)
     workers.clear()
-    assert value(metrics.collect(), "requests") == 10
+    assert now() == (10, 0)
     names = [family.name for family in metrics.collect()]
     assert "tipserve_ready" not in names, "the supervisor's own is another"
     assert "process_cpu_seconds" in names
@@ -162,5 +160,3 @@ def test_a_reserved_port_is_shared_by_its_workers_only() -> None:
             reserve(("127.0.0.1", 0), ("127.0.0.1", port))
     for sock in held:
         sock.close()
-    with pytest.raises(OSError, match="are the same"):
-        reserve(("127.0.0.1", port), ("127.0.0.1", port))

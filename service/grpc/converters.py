@@ -1,7 +1,9 @@
 """Protobuf messages to messages of the data plane, and back; the only module that knows both."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from itertools import repeat
+from operator import attrgetter
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -16,7 +18,6 @@ from service.grpc.generated import (
     dense_pb2,
     embed_pb2,
     features_pb2,
-    item_error_pb2,
     model_pb2,
     segment_pb2,
     tensor_pb2,
@@ -25,6 +26,7 @@ from service.grpc.generated import (
 from service.messages import (
     MANIFEST_FIELDS,
     ClassExample,
+    Classification,
     ClassifyImagesRequest,
     ClassifyImagesResponse,
     EmbedImagesRequest,
@@ -32,9 +34,8 @@ from service.messages import (
     EmbedTextsRequest,
     EmbedTextsResponse,
     EstimateMapsRequest,
-    EstimateMapsResponse,
     FloatArray,
-    ItemErrors,
+    ListResponse,
     ModelInfo,
     PromptPool,
     RunLengths,
@@ -43,21 +44,14 @@ from service.messages import (
     SegmentImagesRequest,
     SegmentImagesResponse,
     VisualizeFeaturesRequest,
-    VisualizeFeaturesResponse,
 )
 from service.outputs.colours import class_color
 from service.outputs.run_lengths import compress_counts
 
-T = TypeVar("T")
 M = TypeVar("M")
-R = TypeVar("R")
+# Writes an answer of the data plane to a given response, or to a new one.
+Writer = Callable[..., Any]
 BOX_FIELDS = ("left", "top", "width", "height")
-DATA_TYPES: Mapping[str, tensor_pb2.DataType] = {
-    "float32": tensor_pb2.DATA_TYPE_FLOAT32,
-    "uint16": tensor_pb2.DATA_TYPE_UINT16,
-    "float16": tensor_pb2.DATA_TYPE_FLOAT16,
-    "int8": tensor_pb2.DATA_TYPE_INT8,
-}
 
 
 def _reader(message: Callable[..., M], **required: Any) -> Callable[[Message], M]:
@@ -119,16 +113,17 @@ def _read_field(field: FieldDescriptor, value: Any) -> Any:
 
 
 def _read_example(example: segment_pb2.ClassExample) -> ClassExample:
-    point, box, mask = example.point, example.box, example.mask
-    match example.WhichOneof("region"):
-        case "point":
-            return ClassExample(image=example.image, point=(point.x, point.y))
-        case "box":
-            return ClassExample(image=example.image, box=(box.left, box.top, box.width, box.height))
-        case "mask":
-            runs = RunLengths(size_hw=(mask.height, mask.width), counts=mask.counts)
-            return ClassExample(image=example.image, mask=runs)
-    return ClassExample(image=example.image)
+    region = example.WhichOneof("region")
+    if region is None:
+        return ClassExample(image=example.image)
+    given: Any = getattr(example, region)
+    if region == "mask":
+        runs = RunLengths(size_hw=(given.height, given.width), counts=given.counts)
+        return ClassExample(image=example.image, mask=runs)
+    if region == "point":
+        return ClassExample(image=example.image, point=(given.x, given.y))
+    box = given.left, given.top, given.width, given.height
+    return ClassExample(image=example.image, box=box)
 
 
 def _read_pool(value: int) -> PromptPool:
@@ -160,101 +155,118 @@ def enum_names(enum: EnumDescriptor) -> Mapping[int, str]:
     return {value.number: value.name.removeprefix(prefix).lower() for value in values}
 
 
-def from_embed_images(answer: EmbedImagesResponse) -> embed_pb2.EmbedImagesResponse:
-    """Convert an answer."""
-    message = embed_pb2.EmbedImagesResponse(model=answer.model, errors=item_errors(answer.errors))
-    scales = answer.scales or ({},) * len(answer.embeddings)
-    rows = zip(answer.embeddings, scales, strict=True)
-    for embedding, (outputs, factors) in in_places(message.embeddings, rows, answer.errors):
-        for name, array in outputs.items():
-            write_tensor(getattr(embedding, name), array, factors.get(name))
+def _writer(
+    response: Callable[[], Any],
+    items: str,
+    fill: Callable[[Any, Any, Any], None],
+    results: Callable[[Any], Iterable[Any]] | None = None,
+) -> Writer:
+    """A function that writes answers to responses of a type.
+
+    Messages are filled in place: one that is added to another is copied, at every level.
+
+    Args:
+        response: Type of the response.
+        items: Field of the response with an item for each one of the request; those with an error
+            are empty.
+        fill: Fills an item with its result and the answer.
+        results: Results of an answer; None if they are its field of the same name.
+    """
+    results_of = results or attrgetter(items)
+
+    def write(answer: Any, message: Any = None) -> Any:
+        """Fill this response, or a new one."""
+        message = _with_head(answer, response() if message is None else message)
+        added, errors = getattr(message, items), answer.errors
+        for result in results_of(answer):
+            while len(added) in errors:
+                added.add()
+            fill(added.add(), result, answer)
+        while len(added) in errors:
+            added.add()
+        return message
+
+    return write
+
+
+def _with_head(answer: ListResponse, message: Any) -> Any:
+    """The message with the model, and the errors of single items in order."""
+    message.model = answer.model
+    for index, error in sorted(answer.errors.items()):
+        message.errors.add(
+            index=index, reason=error.code, message=error.message, field=error.param or ""
+        )
     return message
 
 
-def from_embed_texts(answer: EmbedTextsResponse) -> embed_pb2.EmbedTextsResponse:
-    """Convert an answer."""
-    rows_TD, scales_T = answer.in_places()
-    return embed_pb2.EmbedTextsResponse(
-        model=answer.model, embeddings=tensor(rows_TD, scales_T), errors=item_errors(answer.errors)
-    )
-
-
-def from_segment_images(answer: SegmentImagesResponse) -> segment_pb2.SegmentImagesResponse:
-    """Convert an answer."""
-    message = segment_pb2.SegmentImagesResponse(
-        model=answer.model, errors=item_errors(answer.errors)
-    )
-    places = in_places(message.segmentations, answer.segmentations, answer.errors)
-    for segmentation, mask in places:
-        _write_mask(segmentation, mask, answer.classes)
+def from_embed_texts(answer: EmbedTextsResponse, message: Any = None) -> Any:
+    """Fill this response, or a new one."""
+    message = _with_head(answer, embed_pb2.EmbedTextsResponse() if message is None else message)
+    write_tensor(message.embeddings, *answer.in_places())
     return message
 
 
-def _write_mask(
-    message: segment_pb2.Segmentation, mask: Segmentation, names: Sequence[str]
+def _fill_embedding(item: Any, result: Any, answer: EmbedImagesResponse) -> None:
+    outputs, scales = result
+    for name, array in outputs.items():
+        write_tensor(getattr(item, name), array, scales.get(name))
+
+
+def _fill_mask(
+    item: segment_pb2.Segmentation, mask: Segmentation, answer: SegmentImagesResponse
 ) -> None:
-    message.background_share, *shares = mask.area_shares
-    rows = zip(names, shares, mask.class_scores, strict=True)
+    item.background_share, *shares = mask.area_shares
+    rows = zip(answer.classes, shares, mask.class_scores, strict=True)
     for k, (name, share, score) in enumerate(rows, start=1):
-        message.classes.add(label=k, name=name, color=class_color(k), area_share=share, score=score)
-    write_tensor(message.labels, mask.wire_labels)
+        item.classes.add(label=k, name=name, color=class_color(k), area_share=share, score=score)
+    write_tensor(item.labels, mask.wire_labels)
     if mask.scores_HW is not None:
-        write_tensor(message.scores, mask.scores_HW)
+        write_tensor(item.scores, mask.scores_HW)
     if mask.cosines_KHW is not None:
-        write_tensor(message.cosines, mask.cosines_KHW)
-    message.instances.extend(_instances(mask))
-
-
-def _instances(mask: Segmentation) -> list[segment_pb2.Instance]:
+        write_tensor(item.cosines, mask.cosines_KHW)
     height, width = mask.labels_HW.shape
-    counts = [one.counts for one in mask.instances]
-    return [
-        segment_pb2.Instance(
+    counts = compress_counts([one.counts for one in mask.instances])
+    for one, text in zip(mask.instances, counts, strict=True):
+        item.instances.add(
             label=one.label,
             area=one.area,
             box=segment_pb2.Box(**dict(zip(BOX_FIELDS, one.box, strict=True))),
             score=one.score,
             mask=segment_pb2.RunLengths(height=height, width=width, counts=text),
         )
-        for one, text in zip(mask.instances, compress_counts(counts), strict=True)
-    ]
 
 
-def from_classify_images(answer: ClassifyImagesResponse) -> classify_pb2.ClassifyImagesResponse:
-    """Convert an answer."""
-    message = classify_pb2.ClassifyImagesResponse(
-        model=answer.model, errors=item_errors(answer.errors)
-    )
-    places = in_places(message.classifications, answer.classifications, answer.errors)
-    for classification, found in places:
-        for label, probability, cosine in found.rows():
-            classification.classes.add(
-                label=label,
-                name=answer.classes[label - 1],
-                probability=probability,
-                cosine=cosine,
-            )
-    return message
+def _fill_classes(
+    item: classify_pb2.Classification, found: Classification, answer: ClassifyImagesResponse
+) -> None:
+    for label, probability, cosine in found.rows():
+        name = answer.classes[label - 1]
+        item.classes.add(label=label, name=name, probability=probability, cosine=cosine)
 
 
-def _maps_writer(
-    response: Callable[..., R], field: str
-) -> Callable[[EstimateMapsResponse | VisualizeFeaturesResponse], R]:
-    """A function that converts answers to responses with one map per image, in this field."""
-
-    def write(answer: EstimateMapsResponse | VisualizeFeaturesResponse) -> R:
-        message: Any = response(model=answer.model, errors=item_errors(answer.errors))
-        for item, array in in_places(message.maps, answer.maps, answer.errors):
-            write_tensor(getattr(item, field), array)
-        written: R = message
-        return written
-
-    return write
-
-
-from_depth = _maps_writer(dense_pb2.EstimateDepthResponse, "depth")
-from_normals = _maps_writer(dense_pb2.EstimateNormalsResponse, "normals")
-from_visualize_features = _maps_writer(features_pb2.VisualizeFeaturesResponse, "features")
+from_embed_images = _writer(
+    embed_pb2.EmbedImagesResponse,
+    "embeddings",
+    _fill_embedding,
+    lambda answer: zip(answer.embeddings, answer.scales or repeat({}), strict=False),
+)
+from_segment_images = _writer(segment_pb2.SegmentImagesResponse, "segmentations", _fill_mask)
+from_classify_images = _writer(
+    classify_pb2.ClassifyImagesResponse, "classifications", _fill_classes
+)
+from_depth = _writer(
+    dense_pb2.EstimateDepthResponse, "maps", lambda item, map_, _: write_tensor(item.depth, map_)
+)
+from_normals = _writer(
+    dense_pb2.EstimateNormalsResponse,
+    "maps",
+    lambda item, map_, _: write_tensor(item.normals, map_),
+)
+from_visualize_features = _writer(
+    features_pb2.VisualizeFeaturesResponse,
+    "maps",
+    lambda item, map_, _: write_tensor(item.features, map_),
+)
 
 
 def from_model(info: ModelInfo) -> model_pb2.Model:
@@ -318,56 +330,27 @@ def refuse_unknown_fields(message: Message, path: str = "", *, is_deep: bool = T
             param=path or None,
         )
     for field, value in message.ListFields() if is_deep else ():
-        if field.type != FieldDescriptor.TYPE_MESSAGE:
+        if field.message_type is None:
             continue
         name = f"{path}.{field.name}" if path else field.name
-        if isinstance(value, Message):
-            refuse_unknown_fields(value, name)
-        elif field.message_type is not None and field.message_type.GetOptions().map_entry:
-            for key, item in value.items():
-                if isinstance(item, Message):
-                    refuse_unknown_fields(item, f"{name}.{key}")
+        if field.message_type.GetOptions().map_entry:
+            inside = [(f"{name}.{key}", item) for key, item in value.items()]
+        elif field.is_repeated:
+            inside = [(f"{name}[{index}]", item) for index, item in enumerate(value)]
         else:
-            for index, item in enumerate(value):
-                refuse_unknown_fields(item, f"{name}[{index}]")
-
-
-def tensor(array: NDArray[np.generic], scales: FloatArray | None = None) -> tensor_pb2.Tensor:
-    """An array, and the scales of its rows if it is quantized, as a message."""
-    message = tensor_pb2.Tensor()
-    write_tensor(message, array, scales)
-    return message
+            inside = [(name, value)]
+        for place, item in inside:
+            if isinstance(item, Message):
+                refuse_unknown_fields(item, place)
 
 
 def write_tensor(
     message: tensor_pb2.Tensor, array: NDArray[np.generic], scales: FloatArray | None = None
 ) -> None:
-    """Fill a message with an array; the array is copied once."""
+    """Fill a message with an array, and the scales of its rows if it is quantized."""
     message.shape.extend(array.shape)
-    message.data_type = DATA_TYPES[array.dtype.name]
+    number: Any = tensor_pb2.DataType.Value(f"DATA_TYPE_{array.dtype.name.upper()}")
+    message.data_type = number
     message.data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     if scales is not None:
         message.row_scales.extend(scales.ravel().tolist())
-
-
-def in_places(messages: Any, results: Iterable[T], errors: ItemErrors) -> Iterator[tuple[Any, T]]:
-    """Add a message for each item of a request, and give those without an error with their results.
-
-    They are filled in place: a message that is added to another is copied, at every level.
-    """
-    for result in results:
-        while len(messages) in errors:
-            messages.add()
-        yield messages.add(), result
-    while len(messages) in errors:
-        messages.add()
-
-
-def item_errors(errors: ItemErrors) -> list[item_error_pb2.ItemError]:
-    """The errors of single items, in order."""
-    return [
-        item_error_pb2.ItemError(
-            index=index, reason=error.code, message=error.message, field=error.param or ""
-        )
-        for index, error in sorted(errors.items())
-    ]

@@ -6,7 +6,7 @@ the contract in `proto/`. Their messages are small, and few are read at once.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Final
 from urllib.parse import unquote
@@ -30,7 +30,7 @@ from service.errors import (
 from service.grpc.errors import CODE, Metadata, error_metadata
 from service.grpc.limits import RECEIVE_LIMIT_S, MessageReader, Rpc, parse_message
 from service.grpc.stream import AnsweredStream, StreamItem
-from service.grpc.writing import write_message
+from service.grpc.writing import STREAM_DEPTH, write_message
 from service.monitoring.telemetry import Telemetry
 from service.safety.protection import Protection
 from service.safety.proxies import FORWARDED_FOR
@@ -105,26 +105,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         is_stream = handler.stream_stream is not None
 
         async def serve(messages: Any, context: Any) -> None:
-            await (self._serve_stream(rpc, context) if is_stream else self._serve(rpc, context))
+            if is_stream:
+                await self._serve_stream(rpc, context)
+            else:
+                await self._serve(rpc.name, context, partial(self._answer, rpc, context))
 
         self._handlers[method] = grpc.stream_stream_rpc_method_handler(serve)
         return self._handlers[method]
 
     async def _refuse_unknown(self, messages: Any, context: Any) -> None:
-        """Refuse an RPC that is not served; without a key as all others."""
-        # The caller's name for it must not become a label.
-        headers = headers_of(context)
-        call = self._begin("other", context, headers)
-        ticket = self._admission.enter(call)
-        error: ServiceError = NotSupported("This RPC is not served.", code="unknown_rpc")
-        try:
-            self._check_key(headers, ticket)
-        except ServiceError as refused:
-            error = refused
-        finally:
-            ticket.release()
-            self._telemetry.end(call, "other", CODE[type(error)].name)
-        await _abort(context, error, call_metadata(call))
+        """Refuse an RPC that is not served, under one name: a caller's must not become a label."""
+
+        async def refuse(ticket: Ticket) -> None:
+            raise NotSupported("This RPC is not served.", code="unknown_rpc")
+
+        await self._serve("other", context, refuse)
 
     def _open_handler(self, handler: Any) -> Any:
         """A handler of health or reflection that reads its messages itself, as bytes."""
@@ -166,55 +161,65 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             answer, response_serializer=handler.response_serializer
         )
 
-    async def _serve(self, rpc: Rpc, context: Any) -> None:
-        """Answer a unary RPC."""
+    async def _answer(self, rpc: Rpc, context: Any, ticket: Ticket) -> None:
+        """Read the request of a unary RPC, and send its answer."""
+        raw = await self._reader.read(context, ticket.call.host)
+        if raw is grpc.aio.EOF:
+            raise InvalidRequest("The RPC has no message.", code="missing_message")
+        request = parse_message(raw, rpc, ticket)
+        del raw
+        answer = write_message(await rpc.behavior(request, context))
+        del request
+        context.set_trailing_metadata(call_metadata(ticket.call))
+        await context.write(answer)
+
+    async def _serve(
+        self, name: str, context: Any, answer: Callable[[Ticket], Awaitable[None]]
+    ) -> None:
+        """Answer a unary RPC, or abort it with its error."""
         headers = headers_of(context)
-        call = self._begin(rpc.name, context, headers)
-        ticket = self._admission.enter(call)
-        code, error = grpc.StatusCode.CANCELLED, None
-        call.error = "client_left"
+        ticket = self._admission.enter(self._begin(name, context, headers))
         self._num_rpcs += 1
+
+        async def work() -> None:
+            self._check_key(headers, ticket)
+            ticket.call.priority = accept_priority(headers.get(PRIORITY), param=PRIORITY)
+            if self._num_rpcs > MAX_RPCS:
+                raise self._too_many("RPCs", code="too_many_rpcs")
+            await answer(ticket)
+
         try:
-            error = await self._answer(rpc, context, headers, ticket)
-            code = grpc.StatusCode.OK if error is None else CODE[type(error)]
-            call.error = None if error is None else error.code
+            error = await self._error_of(name, ticket.call, work())
         finally:
             self._num_rpcs -= 1
             ticket.release()
-            self._telemetry.end(call, rpc.name, code.name, is_fault=code in FAULTS)
         if error is not None:
-            abort = _abort(context, error, call_metadata(call))
+            abort = _abort(context, error, call_metadata(ticket.call))
             # The context keeps the exception of an abort, and with it this frame.
-            del call, ticket, error
+            del ticket, error, work
             await abort
 
-    async def _answer(
-        self, rpc: Rpc, context: Any, headers: Headers, ticket: Ticket
+    async def _error_of(
+        self, name: str, call: Call, work: Coroutine[Any, Any, None]
     ) -> ServiceError | None:
-        """Read the request, and send its answer; returns the error that is to be sent instead."""
-        call = ticket.call
+        """Do the work of a call until its deadline, and record how it ended; returns its error."""
+        code, call.error = grpc.StatusCode.CANCELLED, "client_left"
+        error: ServiceError | None = None
         try:
-            self._check_key(headers, ticket)
-            call.priority = accept_priority(headers.get(PRIORITY), param=PRIORITY)
-            if self._num_rpcs > MAX_RPCS:
-                raise self._too_many("RPCs", code="too_many_rpcs")
-            async with asyncio.timeout(call.deadline - call.clock()) as call.limit:
-                raw = await self._reader.read(context, call.host)
-                if raw is grpc.aio.EOF:
-                    raise InvalidRequest("The RPC has no message.", code="missing_message")
-                request = parse_message(raw, rpc, ticket)
-                del raw
-                answer = write_message(await rpc.behavior(request, context))
-                del request
-                context.set_trailing_metadata(call_metadata(call))
-                await context.write(answer)
-        except TimeoutError:
-            return deadline_exceeded()
-        except grpc.aio.InternalError:  # the RPC has ended, so there is no caller to answer
-            raise asyncio.CancelledError from None
-        except Exception as error:
-            return _answerable(error, call)
-        return None
+            try:
+                async with asyncio.timeout(call.deadline - call.clock()) as call.limit:
+                    await work
+            except TimeoutError:
+                error = deadline_exceeded()
+            except grpc.aio.InternalError:  # the RPC has ended, so there is no caller to answer
+                raise asyncio.CancelledError from None
+            except Exception as raised:
+                error = _answerable(raised, call)
+            code = grpc.StatusCode.OK if error is None else CODE[type(error)]
+            call.error = None if error is None else error.code
+        finally:
+            self._telemetry.end(call, name, code.name, is_fault=code in FAULTS)
+        return error
 
     async def _serve_stream(self, rpc: Rpc, context: Any) -> None:
         """Answer the requests of a stream, in their order."""
@@ -252,26 +257,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         ticket = item.ticket = self._admission.enter(call)
         ticket.on_taken = item.taken.set
         request: Message | None = None
-        code = grpc.StatusCode.CANCELLED
-        call.error = "client_left"
-        error: ServiceError
-        try:
-            try:
-                async with asyncio.timeout(call.deadline - call.clock()) as call.limit:
-                    call.priority = accept_priority(headers.get(PRIORITY), param=PRIORITY)
-                    request = parse_message(item.raw, rpc, ticket)
-                    item.raw = b""
-                    answer = write_message(await rpc.behavior(request, context))
-                code, call.error = grpc.StatusCode.OK, None
-                return answer
-            except TimeoutError:
-                error = deadline_exceeded()
-            except Exception as raised:
-                error = _answerable(raised, call)
-            code, call.error = CODE[type(error)], error.code
-            return write_message(self._stream_errors[rpc.name](error, request, call))
-        finally:
-            self._telemetry.end(call, rpc.name, code.name, is_fault=code in FAULTS)
+        answer = b""
+
+        async def work() -> None:
+            nonlocal request, answer
+            call.priority = accept_priority(headers.get(PRIORITY), param=PRIORITY)
+            request = parse_message(item.raw, rpc, ticket)
+            item.raw = b""
+            answer = write_message(await rpc.behavior(request, context), STREAM_DEPTH)
+
+        error = await self._error_of(rpc.name, call, work())
+        if error is None:
+            return answer
+        return write_message(self._stream_errors[rpc.name](error, request, call))
 
     def _begin(self, name: str, context: Any, headers: Headers) -> Call:
         remaining_s = context.time_remaining()

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Literal, Self
+from weakref import WeakValueDictionary
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
@@ -17,7 +18,6 @@ from google.protobuf.message import DecodeError, Message
 from model.protobuf_wire import BYTES, read_fields
 from service.admission import Ticket
 from service.errors import DeadlineExceeded, InvalidRequest, RequestTooLarge
-from service.grpc.writing import Enclosed
 from service.messages import MAX_CLASSES, MAX_IMAGES, MAX_TEXTS
 
 # Longest time in which a message arrives, and while others wait to be read.
@@ -46,7 +46,7 @@ class Rpc:
 
     name: str
     request_type: Any
-    behavior: Callable[[Message, Any], Awaitable[Message | Enclosed]]
+    behavior: Callable[[Message, Any], Awaitable[Message]]
 
     @classmethod
     def of(cls, method: str, handler: Any) -> Self:
@@ -70,8 +70,8 @@ class MessageReader:
         self._num_of_host = max(1, num_slots // 2)
         self._slots = asyncio.Semaphore(num_slots)
         self._num_waiting = 0
-        # By host: its slots, and how many of its messages hold or want one.
-        self._hosts: dict[str, tuple[asyncio.Semaphore, set[object]]] = {}
+        # By host, while its messages hold or want a slot.
+        self._of_host: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._reading: dict[asyncio.Timeout, float] = {}
 
     async def read(self, context: Any, host: str) -> Any:
@@ -80,26 +80,17 @@ class MessageReader:
         Raises:
             DeadlineExceeded: It did not arrive in time.
         """
-        new = (asyncio.Semaphore(self._num_of_host), set[object]())
-        of_host, messages = self._hosts.setdefault(host, new)
-        messages.add(context)
-        try:
-            async with of_host:
-                self._num_waiting += 1
-                self._hurry()
-                try:
-                    await self._slots.acquire()
-                finally:
-                    self._num_waiting -= 1
-                try:
-                    raw = await self._receive(context)
-                finally:
-                    self._slots.release()
-        finally:
-            messages.discard(context)
-            if not messages:
-                self._hosts.pop(host, None)
-        return raw
+        async with self._of_host.setdefault(host, asyncio.Semaphore(self._num_of_host)):
+            self._num_waiting += 1
+            self._hurry()
+            try:
+                await self._slots.acquire()
+            finally:
+                self._num_waiting -= 1
+            try:
+                return await self._receive(context)
+            finally:
+                self._slots.release()
 
     async def _receive(self, context: Any) -> Any:
         began = asyncio.get_running_loop().time()
@@ -112,9 +103,8 @@ class MessageReader:
                 finally:
                     del self._reading[limit]
         except TimeoutError:
-            raise DeadlineExceeded(
-                "The message did not arrive in time.", code="slow_message"
-            ) from None
+            text = "The message did not arrive in time."
+            raise DeadlineExceeded(text, code="slow_message") from None
 
     def _hurry(self) -> None:
         """While messages wait for a slot, give those that hold one less time."""

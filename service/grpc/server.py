@@ -219,7 +219,7 @@ def channel_options(protection: Protection) -> list[tuple[str, int]]:
 
 def server_credentials(tls: Tls) -> grpc.ServerCredentials:
     """Credentials that follow the files; a client CA makes client certificates required."""
-    given = tls.current()
+    given: TlsMaterial | None = None
 
     def newer() -> Any:
         # gRPC calls this on its own threads before each connection; None means no change.
@@ -228,16 +228,13 @@ def server_credentials(tls: Tls) -> grpc.ServerCredentials:
         if material is given:
             return None
         given = material
-        return _configuration(material)
+        return grpc.ssl_server_certificate_configuration(
+            [(material.key, material.certificate)], root_certificates=material.client_ca
+        )
 
+    needs_client = tls.current().client_ca is not None
     return grpc.dynamic_ssl_server_credentials(
-        _configuration(given), newer, require_client_authentication=given.client_ca is not None
-    )
-
-
-def _configuration(material: TlsMaterial) -> Any:
-    return grpc.ssl_server_certificate_configuration(
-        [(material.key, material.certificate)], root_certificates=material.client_ca
+        newer(), newer, require_client_authentication=needs_client
     )
 
 
@@ -249,18 +246,16 @@ def add_reflection(server: Any) -> None:
 
 def reflection_pool() -> DescriptorPool:
     """A pool with every service of this server and all types of its messages."""
-    pool = DescriptorPool()
-    names: set[str] = set()
+    files: dict[str, bytes] = {}
+
+    def add(file: Any) -> None:
+        for imported in file.dependencies:  # before the file itself, each once
+            add(imported)
+        files.setdefault(file.name, file.serialized_pb)
+
     for module in FILES:
-        _add(pool, module.DESCRIPTOR, names)
+        add(module.DESCRIPTOR)
+    pool = DescriptorPool()
+    for content in files.values():
+        pool.AddSerializedFile(content)
     return pool
-
-
-def _add(pool: DescriptorPool, file: Any, names: set[str]) -> None:
-    """Add a file after its imports, each once."""
-    if file.name in names:
-        return
-    names.add(file.name)
-    for imported in file.dependencies:
-        _add(pool, imported, names)
-    pool.AddSerializedFile(file.serialized_pb)

@@ -1,7 +1,7 @@
 """The RPCs: convert, call the data plane, convert. The interceptors handle calls and errors."""
 
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -10,20 +10,19 @@ from service.data_plane import DataPlane
 from service.grpc import converters as wire
 from service.grpc.generated import encoder_service_pb2, stream_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceServicer
-from service.grpc.stream import begin_item, stream_answer
-from service.grpc.writing import Enclosed
+from service.grpc.stream import begin_item
 
-Handler = Callable[[Any, Any, Any], Coroutine[Any, Any, Any]]
+Handler = Callable[..., Coroutine[Any, Any, Any]]
 
 
-def _handler(
-    read: Callable[[Message], Any], method: str, write: Callable[[Any], Message]
-) -> Handler:
+def _handler(read: Callable[[Message], Any], method: str, write: wire.Writer) -> Handler:
     """An RPC that converts its request, calls this method of the data plane, and converts back."""
 
-    async def answer(servicer: "EncoderServicer", request: Message, context: Any) -> Message:
+    async def answer(
+        servicer: "EncoderServicer", request: Message, context: Any, message: Any = None
+    ) -> Any:
         compute = getattr(servicer._plane, method)
-        return write(await compute(read(request), current_call.get()))
+        return write(await compute(read(request), current_call.get()), message)
 
     return answer
 
@@ -46,12 +45,14 @@ class EncoderServicer(EncoderServiceServicer):
 
     async def Stream(  # noqa: N802 - named by the contract, as all below
         self, request: stream_pb2.StreamRequest, context: Any
-    ) -> Enclosed:
+    ) -> stream_pb2.StreamResponse:
         """Answer one request of a stream; the interceptor reads and writes them in order."""
         call = current_call.get()
         kind = begin_item(request, call)
-        answer = await STREAMED[kind](self, getattr(request, kind), context)
-        return stream_answer(answer, request, call)
+        answer = stream_pb2.StreamResponse(id=request.id, index=call.item or 0)
+        rpc = kind.title().replace("_", "")  # EmbedImages for embed_images
+        await getattr(self, rpc)(getattr(request, kind), context, getattr(answer, kind))
+        return answer
 
     async def GetModel(  # noqa: N802
         self, request: encoder_service_pb2.GetModelRequest, context: Any
@@ -68,15 +69,3 @@ class EncoderServicer(EncoderServiceServicer):
         wire.refuse_unknown_fields(request)
         infos = self._plane.list_models()
         return encoder_service_pb2.ListModelsResponse(models=map(wire.from_model, infos))
-
-
-# The RPC for each kind of request on a stream.
-STREAMED: Final[Mapping[str, Handler]] = {
-    "embed_images": EncoderServicer.EmbedImages,
-    "embed_texts": EncoderServicer.EmbedTexts,
-    "segment_images": EncoderServicer.SegmentImages,
-    "classify_images": EncoderServicer.ClassifyImages,
-    "visualize_features": EncoderServicer.VisualizeFeatures,
-    "estimate_depth": EncoderServicer.EstimateDepth,
-    "estimate_normals": EncoderServicer.EstimateNormals,
-}

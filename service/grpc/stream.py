@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
 
 from service.admission import ServerState, Ticket, unavailable
 from service.call import Call, caller_of
@@ -19,7 +18,6 @@ from service.errors import DeadlineExceeded, InvalidRequest, ServiceError
 from service.grpc.converters import refuse_unknown_fields
 from service.grpc.errors import CODE
 from service.grpc.generated import stream_pb2
-from service.grpc.writing import Enclosed
 
 # Requests of a stream that are worked on or wait to be sent.
 MAX_REQUESTS: Final = 64
@@ -179,13 +177,6 @@ def begin_item(request: stream_pb2.StreamRequest, call: Call) -> str:
             f"request: set one of {', '.join(STREAM_KINDS)}.", code="missing_field", param="request"
         )
     return kind
-
-
-def stream_answer(answer: Message, request: stream_pb2.StreamRequest, call: Call) -> Enclosed:
-    """An answer with the id and the index of its request."""
-    outer = stream_pb2.StreamResponse(id=request.id, index=call.item or 0)
-    field = outer.DESCRIPTOR.fields_by_name[request.WhichOneof("request") or ""]
-    return Enclosed(outer, field.number, answer)
 
 
 def stream_error(

@@ -11,7 +11,7 @@ from model.graphs import DENSE_TASKS
 from model.preprocess import Fit
 from service.errors import InvalidRequest
 from service.grpc import converters
-from service.grpc.converters import enum_names, refuse_unknown_fields, tensor
+from service.grpc.converters import enum_names, refuse_unknown_fields, write_tensor
 from service.grpc.generated import (
     classify_pb2,
     dense_pb2,
@@ -165,7 +165,8 @@ def test_an_enum_has_the_values_of_its_python_type(enum: Any, names: tuple[str, 
 @pytest.mark.parametrize("dtype", ["<f4", ">f4", "<u2", ">u2"])
 def test_tensors_are_little_endian_rows(dtype: str) -> None:
     array = np.arange(6).reshape(3, 2).T.astype(dtype)
-    wire = tensor(array)
+    wire = tensor_pb2.Tensor()
+    write_tensor(wire, array)
     known = {tensor_pb2.DATA_TYPE_FLOAT32: "<f4", tensor_pb2.DATA_TYPE_UINT16: "<u2"}
     read = np.frombuffer(wire.data, known[wire.data_type]).reshape(tuple(wire.shape))
     np.testing.assert_array_equal(read, array)

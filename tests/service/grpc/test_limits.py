@@ -109,7 +109,7 @@ async def test_slow_messages_of_one_host_delay_no_other_host() -> None:
     for one in slow:
         one.arrived.set()
     assert await asyncio.gather(*tasks) == [b"message"] * 9
-    assert not reader._hosts
+    assert not reader._of_host
 
 
 async def test_slow_messages_end_soon_while_others_wait(monkeypatch: pytest.MonkeyPatch) -> None:

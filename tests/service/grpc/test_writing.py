@@ -10,7 +10,7 @@ from service.grpc.generated import (
     stream_pb2,
     tensor_pb2,
 )
-from service.grpc.writing import Enclosed, write_message
+from service.grpc.writing import STREAM_DEPTH, write_message
 
 
 def features(*lengths: int) -> features_pb2.VisualizeFeaturesResponse:
@@ -46,10 +46,10 @@ def test_what_is_written_is_the_message(message: Message) -> None:
     assert type(message).FromString(write_message(message)) == expected
 
 
-def test_an_enclosed_message_is_a_field_of_the_other() -> None:
-    answer = features(3, 0, 300)
-    outer = stream_pb2.StreamResponse(id="a", index=2)
-    expected = stream_pb2.StreamResponse(id="a", index=2, visualize_features=answer)
-    number = outer.DESCRIPTOR.fields_by_name["visualize_features"].number
-    written = write_message(Enclosed(outer, number, answer))
-    assert stream_pb2.StreamResponse.FromString(written) == expected
+def test_the_arrays_of_an_answer_in_a_stream_are_written_by_themselves() -> None:
+    made = [
+        stream_pb2.StreamResponse(id="a", index=2, visualize_features=features(3, 0, 300))
+        for _ in range(2)
+    ]
+    assert stream_pb2.StreamResponse.FromString(write_message(made[0], STREAM_DEPTH)) == made[1]
+    assert made[0].visualize_features.ByteSize() == 0

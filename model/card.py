@@ -30,15 +30,7 @@ PARITY_HEADER: Final = (
 
 
 def render_card(text: str, manifest: Manifest) -> str:
-    """Append tables of scores and parity to the author's text.
-
-    Args:
-        text: Markdown, optionally with front matter for the hub. Earlier tables are replaced.
-        manifest: Has the scores and parity.
-
-    Returns:
-        Markdown that ends in a newline.
-    """
+    """Append tables of scores and parity to the text, which may have front matter for the hub."""
     parts = [author_text(text)]
     if manifest.scores:
         parts += [SCORES, SCORES_TEXT]

@@ -27,10 +27,7 @@ SMALLEST: Final = np.finfo(np.float32).tiny
 def depth_map(
     depth_hw: NDArray[np.float32], size_hw: tuple[int, int] | None = None
 ) -> NDArray[np.float32]:
-    """Depth of every pixel in metres, float32 [H, W].
-
-    Equal to transformers' `post_process_depth_estimation`: the head's output is scaled
-    bilinearly between pixel centres, so no depth lies outside its range.
+    """Depth of every pixel in metres, float32 [H, W], as transformers' post-processing gives it.
 
     Args:
         depth_hw: Depth in metres.
@@ -106,8 +103,7 @@ def label_map(logits_Khw: NDArray[np.float32]) -> NDArray[np.uint16]:
 def bicubic_matrix(size_in: int, size_out: int) -> NDArray[np.float32]:
     """Weights [size_out, size_in] of cubic convolution between pixel centres; rows sum to 1.
 
-    Equal to torch's `interpolate(mode="bicubic", align_corners=False)`: no antialiasing, and the
-    outermost pixel is repeated beyond the edge.
+    Equal to torch's `interpolate(mode="bicubic", align_corners=False)`.
     """
     centres = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
     first = np.floor(centres).astype(np.intp) - 1

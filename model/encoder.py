@@ -90,10 +90,7 @@ class Encoder:
         return Towers(name=type(self).__name__, vision=self.vision, text=self.text)
 
     def save(self, folder: Path) -> None:
-        """Write all that the loader reads: config.json, model.safetensors and tokenizer.json.
-
-        config.json is an object with a `model_type`. Weights are safetensors, never a pickle.
-        """
+        """Write config.json with a `model_type`, model.safetensors and tokenizer.json."""
         raise NotImplementedError
 
 
@@ -107,10 +104,7 @@ class _OfModel(nn.Module):
 
 
 class VisionGraph(_OfModel):
-    """The vision tower with the four outputs that serving reads, as a plain tuple.
-
-    Tracing would break transformers' position embeddings; see `model.position`.
-    """
+    """The vision tower with the four outputs that serving reads, as a plain tuple."""
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return cls1 [B, D], cls2 [B, D], patches [B, N, D] and value-path patches [B, N, D]."""
@@ -119,10 +113,7 @@ class VisionGraph(_OfModel):
 
 
 class TextGraph(_OfModel):
-    """The text tower with a mean over tokens that stays finite for a row of padding.
-
-    The exporter drops the tiny epsilon of transformers' mean.
-    """
+    """The text tower with a mean over tokens that stays finite for a row of padding."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return text embeddings [B, D]; zeros for a row without tokens."""
@@ -179,11 +170,7 @@ class Tipsv2Encoder(Encoder):
 
     @classmethod
     def load(cls, folder: Path) -> "Tipsv2Encoder":
-        """Load a `save_pretrained` folder with safetensors; nothing is downloaded.
-
-        Raises:
-            EncoderError: Weights are missing.
-        """
+        """Load a `save_pretrained` folder with safetensors; EncoderError if weights are missing."""
         settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         # Typed for loading from a folder.
         build: Any = Tipsv2Model.from_pretrained

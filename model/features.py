@@ -23,10 +23,8 @@ NUM_CLS_TOKENS = 2
 class VisionTokens:
     """Tokens of a batch of images, after the final LayerNorm, not normalised to unit length.
 
-    Attributes:
-        cls1_BD: Global embedding trained on short captions; the one retrieval uses.
-        cls2_BD: Global embedding trained on long captions (transformers' "register token").
-        patches_BND: Final patch tokens.
+    `cls1_BD` was trained on short captions, `cls2_BD` (transformers' "register token") on long
+    ones.
     """
 
     cls1_BD: Tensor
@@ -36,12 +34,7 @@ class VisionTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VisionFeatures(VisionTokens):
-    """Tokens and the value path.
-
-    Attributes:
-        values_BND: Patch tokens whose last attention was replaced by its own value path.
-        taps_BTD: All tokens after the requested blocks, after the final LayerNorm.
-    """
+    """Tokens, patch tokens of the value path, and all tokens after the tapped blocks."""
 
     values_BND: Tensor
     taps_BTD: tuple[Tensor, ...] = ()
@@ -116,15 +109,6 @@ def vision_features(
 
 
 def text_features(model: Tipsv2Model, token_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-    """Embed texts.
-
-    Args:
-        model: The whole model.
-        token_ids_BL: int64, right-padded with 0.
-        mask_BL: 1 for tokens, 0 for padding.
-
-    Returns:
-        [B, D], not normalised.
-    """
+    """Embed texts [B, D], not normalised, from int64 ids, right-padded with 0, and their mask."""
     output = model.get_text_features(input_ids=token_ids_BL, attention_mask=mask_BL)
     return cast("Tensor", output.pooler_output)

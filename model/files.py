@@ -28,8 +28,8 @@ class LocksUnsupported(OSError):
 def atomic_file(path: Path) -> Iterator[Path]:
     """Give the path of a temporary file that becomes `path` when the block ends without an error.
 
-    The temporary file lies in the same folder, with a name that is unique, hidden and ends in
-    `TEMPORARY_SUFFIX`. A killed process leaves it there; `remove_temporaries` removes it.
+    It is hidden in the same folder. A killed process leaves it there; `remove_temporaries` removes
+    it.
 
     Raises:
         OSError: The file cannot be written or renamed.
@@ -45,11 +45,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
-    """Write a file; after a crash it holds the old content or the new one, never a part.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Write a file; after a crash it holds the old content or the new one, never a part."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -61,10 +57,7 @@ def remove_temporaries(path: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename a file or folder, and see to it that the new name survives a power failure.
-
-    A file at `target` is replaced. The content must be synced before: see `sync`, `sync_tree`.
-    """
+    """Rename a file or folder, which is synced, so that the new name survives a power failure."""
     source.replace(target)
     sync(target.parent)
 

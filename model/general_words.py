@@ -74,13 +74,7 @@ class GeneralWords:
 def write_words(
     path: Path, words: Mapping[str, Sequence[str]], embeddings: Mapping[str, NDArray[np.float32]]
 ) -> None:
-    """Write the file: whole or not at all.
-
-    Args:
-        path: The file.
-        words: Names of the members of each word.
-        embeddings: Of each member, [D].
-    """
+    """Write members of words and embeddings [D] of each member to a file, whole or not at all."""
     members = sorted({member for group in words.values() for member in group})
     index = {member: place for place, member in enumerate(members)}
     table = _Table(

@@ -39,7 +39,6 @@ class HeadInfo(BaseModel):
     """What a head's file states beside the vectors.
 
     Attributes:
-        format_version: Of the file.
         names: Of the classes; the k-th has the label k, from 1.
         has_background: Whether one more vector stands for everything else, whose label is 0.
         features: The package's output that the vectors are compared with.
@@ -70,23 +69,13 @@ class HeadInfo(BaseModel):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Head:
-    """Classes of one package.
-
-    Attributes:
-        info: What the vectors mean.
-        classes_KD: float32; a unit vector for each name, then that of the background if there is
-            one.
-    """
+    """Classes of one package: a unit vector for each name, then the background's, if any."""
 
     info: HeadInfo
     classes_KD: NDArray[np.float32]
 
     def check(self, manifest: Manifest) -> None:
-        """Check that the head was trained on a package.
-
-        Raises:
-            HeadError: It was trained on another one.
-        """
+        """Check that the head was trained on a package; HeadError if it was another."""
         if self.info.vision_sha256 != vision_digest(manifest):
             raise HeadError(
                 f"the head was trained on another vision graph ({self.info.model}) than that of "
@@ -95,11 +84,7 @@ class Head:
 
 
 def vision_digest(manifest: Manifest) -> str:
-    """SHA-256 of a package's vision graph in float32; all its precisions are made from it.
-
-    Raises:
-        HeadError: The package has no such graph.
-    """
+    """SHA-256 of a package's vision graph in float32; all its precisions are made from it."""
     entry = manifest.files.get(VISION_FILE)
     if entry is None:
         raise HeadError(f"{manifest.name} has no {VISION_FILE}, which a head belongs to")

@@ -116,13 +116,7 @@ class ImageTooLarge(ImageError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageLimits:
-    """Bounds of an image.
-
-    Attributes:
-        max_bytes: Size of the file.
-        max_pixels: Height times width as the header declares them.
-        min_side: Shorter side in pixels.
-    """
+    """Bounds of an image: bytes of its file, pixels that its header declares, its shorter side."""
 
     max_bytes: int
     max_pixels: int
@@ -150,8 +144,8 @@ class LoadedImage:
 
     Attributes:
         image: Of any mode; see `scale_flat`.
-        box: Left, top, right and bottom of the content, in pixels of `image`. The content of a
-            reduced image may end within its last row and column.
+        box: Left, top, right and bottom of the content, in pixels of `image`; a reduced image's may
+            end within its last row and column.
         size_hw: Height and width of the upright image at full size.
         turn: Transposition that makes it upright; None if it is upright.
     """
@@ -197,11 +191,7 @@ def read_header(
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
-    """Read height and width of the upright image from the header.
-
-    Raises:
-        ImageError: Not a supported image.
-    """
+    """Read height and width of the upright image from the header; ImageError if there is none."""
     with _decoder_errors(FORMATS), Image.open(_BoundedReader(data), formats=FORMATS) as image:
         return _turned((image.height, image.width), _turn(image))
 
@@ -245,12 +235,7 @@ def decode_image(
     reduce_to: SizeMap | None = None,
     formats: tuple[str, ...] = FORMATS,
 ) -> NDArray[np.uint8]:
-    """Decode an image as `load_image` does, to upright uint8 RGB [H, W, 3].
-
-    Raises:
-        ImageError: Not an image of these formats, or broken.
-        ImageTooLarge: Over a limit.
-    """
+    """Decode an image as `load_image` does, to upright uint8 RGB [H, W, 3]."""
     loaded = load_image(data, limits, reduce_to=reduce_to, formats=formats)
     image = loaded.upright(loaded.image)
     del loaded  # else a turned image is in memory twice
@@ -334,13 +319,10 @@ def has_too_many_scans(data: bytes) -> bool:
 
 
 def silence_libtiff() -> bool:
-    """Remove the error handler of the libtiff in this process, by which Pillow reads TIFF.
+    """Remove the error handler of the libtiff by which Pillow reads TIFF; False if it is not found.
 
     libtiff writes errors in a file to standard error, between the lines of the log and as often as
     clients like. The client's error response contains the reason.
-
-    Returns:
-        Whether libtiff was found; it is not where Pillow is linked with it statically.
     """
     try:
         mapped = LIBTIFF.search(Path("/proc/self/maps").read_text(encoding="utf-8"))
@@ -408,10 +390,7 @@ class _BoundedReader(BytesIO):
 
 
 def _decode(image: Image.Image) -> Image.Transpose | None:
-    """Decode an image, and return what makes it upright.
-
-    Pillow would turn a TIFF into a copy, and keep what decodes further frames of WebP and HEIC.
-    """
+    """Decode an image without Pillow's further copies, and return what makes it upright."""
     if isinstance(image, TiffImageFile):
         turn = _turn(image)
         if turn is not None:
@@ -427,10 +406,7 @@ def _decode(image: Image.Image) -> Image.Transpose | None:
 
 
 class _FirstFrame:
-    """Pillow's decoder of WebP, whose canvases are freed when the first frame has been copied.
-
-    Pillow keeps them for other frames, also while it makes the image.
-    """
+    """Pillow's decoder of WebP, whose canvases are freed when the first frame has been copied."""
 
     def __init__(self, decoder: Any) -> None:
         self._decoder = decoder
@@ -451,14 +427,7 @@ def _check_tile(image: TiffImageFile) -> None:
 def _plan(
     image: Image.Image, data: bytes, limits: ImageLimits, reduce_to: SizeMap | None
 ) -> tuple[Box, int]:
-    """Plan the decoding of an image, and let the decoder reduce a JPEG.
-
-    Returns:
-        The box of its content, and the memory that it takes at its peak.
-
-    Raises:
-        ImageTooLarge: It is more than an image may take.
-    """
+    """Let the decoder reduce a JPEG; returns the box of its content and the peak of memory."""
     coefficient_bytes, num_coded = _coefficient_bytes(image, data), _num_coded(image, data)
     box = _reduce(image, reduce_to)
     pixel_bytes = PIXEL_BYTES.get(image.mode, 4)
@@ -479,10 +448,7 @@ def _plan(
 
 
 def _num_coded(image: Image.Image, data: bytes) -> int:
-    """Pixels of the largest image in a HEIC file, of which it may show a small part only.
-
-    libheif decodes no image that is larger than its property `ispe`.
-    """
+    """Pixels of the largest image in a HEIC file; libheif decodes none larger than its `ispe`."""
     if image.format != "HEIF":
         return 0
     return max((math.prod(struct.unpack(">II", size)) for size in ISPE.findall(data)), default=0)
@@ -548,10 +514,7 @@ def _reduce(image: Image.Image, reduce_to: SizeMap | None) -> Box:
 
 
 def _has_one_scan(data: bytes) -> bool:
-    """Whether the first scan contains all components of a sequential JPEG: no scan can follow.
-
-    It reads a dozen bytes, where counting scans reads the whole file.
-    """
+    """Whether the first scan has all components of a sequential JPEG: no scan can follow."""
     position, num_components = len(JPEG_START), 0
     while position + 10 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]

@@ -61,11 +61,10 @@ class FileEntry(ManifestPart):
 class ZeroShot(ManifestPart):
     """Defaults of zero-shot segmentation: best on validation data, or as published.
 
-    `mode` is whether the model sees an image whole or in overlapping windows, `scaling` how images
-    are scaled for it. `quality` is how cosines of patches become those of pixels. With `background`
-    "auto" a pixel is background if its class has a cosine below `background_level`, from 0 for the
-    least to 1 for the largest cosine of the class in the image; a class whose largest cosine is
-    below `least_cosine` is absent.
+    `mode` is whether the model sees an image whole or in overlapping windows, `quality` how cosines
+    of patches become those of pixels. With `background` "auto" a pixel is background if its class
+    has a cosine below `background_level`, from 0 for the least to 1 for the largest cosine of the
+    class in the image; a class whose largest cosine is below `least_cosine` is absent.
     """
 
     features: Literal["values", "patches"] = "values"
@@ -91,11 +90,7 @@ PUBLISHED_ZERO_SHOT: Final = ZeroShot(
 
 
 class ParityLimits(ManifestPart):
-    """Limits for a graph on one backend; None where there is no limit.
-
-    They bound the numbers of `ParityEntry`; see `BOUNDED`. `min_cosine` and `min_mean_cosine` apply
-    to global and to patch embeddings.
-    """
+    """Limits for a graph on one backend, as in `BOUNDED`; None where there is no limit."""
 
     max_abs_diff: Annotated[float, Field(gt=0)] | None = None
     max_relative_diff: Annotated[float, Field(gt=0)] | None = None
@@ -110,16 +105,14 @@ class ParityLimits(ManifestPart):
 class ParityEntry(ManifestPart):
     """Difference between a graph on one backend and the model in float32.
 
-    `file` was run by `runtime` in `precision`, and compared with `reference`. `sizes` lists the
-    inputs: (batch, height, width) in pixels for images, (batch, tokens) for texts. Differences
-    are the largest over all inputs. `max_relative_diff` is the length of an embedding's difference
-    by the embedding's own length, or, for dense maps, the largest difference by the map's root mean
-    square; `worst_size` is its input. `max_length_error` is the largest relative error of
-    an embedding's length. Cosines are the lowest and the mean, of global and text embeddings
-    (`..._cls`), and of patch and value embeddings. `mask_agreement` is the share of pixels with the
-    same class; `clear_mask_agreement` counts only pixels whose best two cosines differ clearly.
-    For dense heads, `depth_error` is the mean of |difference| / depth, and `normals_degrees` is the
-    mean angle. `is_finite` is false if an output had NaN or infinity, which the other numbers omit.
+    `sizes` are (batch, height, width) in pixels for images, (batch, tokens) for texts; `worst_size`
+    is that of `max_relative_diff`, the length of an embedding's difference by the embedding's own
+    length, or, for dense maps, the largest difference by the map's root mean square. Differences
+    are the largest over all inputs. Cosines are the lowest and the mean, of global and text
+    embeddings (`..._cls`), and of patch and value embeddings. `mask_agreement` is the share of
+    pixels with the same class; `clear_mask_agreement` counts only pixels whose best two cosines
+    differ clearly. `depth_error` is the mean of |difference| / depth, `normals_degrees` the mean
+    angle. `is_finite` is false if an output had NaN or infinity, which the other numbers omit.
     """
 
     file: str
@@ -166,10 +159,10 @@ class ParityEntry(ManifestPart):
 
 
 class ScoreEntry(ManifestPart):
-    """One measured number with its 95 % interval.
+    """One measured number with its 95 % interval, as printed (percent for mIoU and accuracy).
 
     `row` is what was measured: "student", "teacher", "random", or a baseline. `count` is the number
-    of examples. Values are as printed (percent for mIoU and accuracy).
+    of examples.
     """
 
     task: str
@@ -185,14 +178,12 @@ class ScoreEntry(ManifestPart):
 class Manifest(ManifestPart):
     """Everything about a model package that its other files do not state.
 
-    Sizes are in pixels; `native_size`, `min_size` and `max_size` are sides of an image,
-    `shape_buckets` are (height, width). All are multiples of `size_multiple`. `num_taps` is the
-    number of blocks that dense heads read; with 0 the graph of each head has its own vision tower,
-    as earlier versions wrote it. With `taps` "embeddings" the heads read cls1 and patch_embeddings
-    as their only tap, and the vision graph has no further outputs. `segmentation_labels` are the
-    classes of the segmentation head, in the order of its outputs. `cpu_runtime` computes float32
-    on CPUs if it is installed; None leaves the choice to the service. `cpu_precision` is taken
-    there with `cpu_runtime`, where the package has such a graph, proven, and the CPU gains by it.
+    Sizes are sides in pixels and multiples of `size_multiple`, `shape_buckets` are (height, width).
+    `num_taps` is the number of blocks that dense heads read; with 0 the graph of each head has its
+    own vision tower, as earlier versions wrote it. With `taps` "embeddings" the heads read cls1 and
+    patch_embeddings as their only tap. `cpu_runtime` computes float32 on CPUs if it is installed,
+    and `cpu_precision` is taken there with it, where the package has such a graph, proven, and the
+    CPU gains by it; None leaves the choice to the service.
     """
 
     format_version: Literal[1] = 1

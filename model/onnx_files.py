@@ -39,9 +39,7 @@ MAX_DIMS_BYTES: Final = 10 * 64
 
 
 def check_graph(path: Path, max_values: int) -> set[str]:
-    """Check the sizes that a graph declares, and find its weight files.
-
-    It may declare no tensor larger than its files. Shapes that it computes are not followed.
+    """Check that a graph declares no tensor larger than its files, and find its weight files.
 
     Args:
         path: The graph.
@@ -75,12 +73,7 @@ def _bytes_fields(buffer: Buffer, span: slice) -> Iterator[tuple[int, slice]]:
 
 
 class _Graph:
-    """Weight files and sizes that a graph names, its inner graphs included.
-
-    Attributes:
-        locations: The external weight files.
-        largest: Values of the largest tensor.
-    """
+    """Weight files and the size of the largest tensor that a graph and its inner graphs name."""
 
     def __init__(self, buffer: Buffer) -> None:
         self._buffer = buffer

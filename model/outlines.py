@@ -88,10 +88,9 @@ def outline(maps_Khw: Floats, guide_3YX: NDArray[np.uint8]) -> Floats:
 def _colours(
     guide_3YX: NDArray[np.uint8], grid_hw: tuple[int, int], factor: int
 ) -> tuple[Floats, Floats]:
-    """Patches of windows [h, w, J, 5] and places [h, w, 5, S] of each patch by their colours.
+    """Patches of windows [h, w, J, 5] and places [h, w, 5, S] by their colours.
 
-    The product of a patch k and a place q is -|q - k|^2 / 2. Places are the last axis: NumPy
-    computes others much faster than a short last one.
+    The product of a patch k and a place q is -|q - k|^2 / 2. Places are the last axis, for speed.
     """
     rows, columns = grid_hw
     fine = guide_3YX.shape[1] // rows // factor
@@ -124,10 +123,7 @@ def _windows(values_hwC: Floats) -> Floats:
 
 
 def _nearness(factor: int) -> Floats:
-    """Of every place of a patch to the patches around it, [J, S]; 0 at the edge of the window.
-
-    With a weight there, a map would have a step between each two patches.
-    """
+    """Of a patch's places to the patches around it, [J, S]; 0 at the window's edge."""
     place_F = (np.arange(factor, dtype=np.float32) + 0.5) / factor - 0.5
     distance_Fi = (place_F[:, None] - np.arange(-REACH, REACH + 1)) / (REACH + 0.5)
     near_Fi = (1 - np.square(distance_Fi)).astype(np.float32)

@@ -50,10 +50,7 @@ class ModelPackage:
     manifest: Manifest
 
     def file(self, name: str) -> Path:
-        """Path of a file that the manifest lists.
-
-        Args:
-            name: Relative POSIX path, such as `onnx/vision_model.onnx`.
+        """Path of a file that the manifest lists, such as `onnx/vision_model.onnx`.
 
         Raises:
             PackageError: The manifest does not list it, so nothing vouches for its content.
@@ -69,12 +66,12 @@ class ModelPackage:
 def open_package(source: str | Path, *, verify: bool = True) -> ModelPackage:
     """Open a model package and check it against its manifest.
 
-    The weights for torch may be missing, as in wheels of this program; then the manifest that is
-    returned does not list them.
-
     Args:
         source: "bundled" or "bundled-student" for a model shipped with this program, or a folder.
         verify: Compare the SHA-256 of every file. Without it only presence and lengths are checked.
+
+    Returns:
+        The package. Weights for torch may be missing, as in wheels; then its manifest omits them.
 
     Raises:
         PackageError: There is no such package, its manifest is malformed, a file is missing or is
@@ -92,9 +89,7 @@ def open_package(source: str | Path, *, verify: bool = True) -> ModelPackage:
 
 
 def write_manifest(folder: Path, manifest_without_files: Manifest) -> ModelPackage:
-    """Hash every file below a folder and write the manifest that lists them.
-
-    The manifest appears at once or not at all. An older manifest of the folder is replaced.
+    """Hash every file below a folder and write the manifest that lists them, in one step.
 
     Raises:
         PackageError: The folder is empty or holds a file that a package cannot carry.
@@ -222,12 +217,7 @@ def parse_manifest(text: bytes, path: str | Path) -> Manifest:
 
 
 def check_files(folder: Path, files: Mapping[str, FileEntry], *, verify: bool) -> None:
-    """Check a folder against the files that a manifest lists.
-
-    Args:
-        folder: The package's folder.
-        files: The files that the manifest lists.
-        verify: Compare the SHA-256 of every file. Without it only presence and lengths are checked.
+    """Check a folder against the files that a manifest lists; see `open_package`.
 
     Raises:
         PackageError: A file is missing, is not what the manifest says, lies outside of the folder,

@@ -56,15 +56,7 @@ def target_size(
 def prepare_image(
     pixels_HW3: NDArray[np.uint8], size_hw: tuple[int, int], scaling: Scaling = "bilinear"
 ) -> NDArray[np.float32]:
-    """Scale an image with antialiasing, and convert it to the model's layout.
-
-    Args:
-        pixels_HW3: uint8 RGB of any size.
-        size_hw: Height and width to scale to.
-        scaling: See `scale_image`.
-
-    Returns:
-        float32 [3, H, W] in [0, 1], contiguous; no further normalisation.
+    """Scale uint8 RGB with antialiasing to the model's input: float32 [3, H, W] in [0, 1].
 
     Raises:
         ValueError: The array is not uint8 [H, W, 3].

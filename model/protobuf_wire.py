@@ -25,15 +25,14 @@ def read_fields(
 ) -> Iterator[tuple[int, int, int | slice]]:
     """Yield the number, wire type and value of each field, in order.
 
-    A varint comes as an integer, unsigned; any other value as the slice of the buffer that holds
-    it, so that large values are skipped and not copied.
+    A varint is an unsigned integer; any other value is the slice of the buffer that holds it.
 
     Args:
         buffer: Holds the message.
         start: Where the message begins.
         end: Where it ends; None for the end of the buffer.
-        allow_groups: Yield each mark of a group's begin or end (a deprecated encoding) with an
-            empty slice; otherwise they are refused.
+        allow_groups: Yield each mark of a group (a deprecated encoding) with an empty slice;
+            otherwise they are refused.
 
     Raises:
         ValueError: The message is cut off, or has an unknown wire type.
@@ -63,11 +62,7 @@ def read_fields(
 
 
 def read_varints(buffer: Buffer, start: int, end: int) -> Iterator[int]:
-    """Yield the integers of a packed field, unsigned.
-
-    Raises:
-        ValueError: The last one is cut off.
-    """
+    """Yield the integers of a packed field, unsigned; ValueError if the last one is cut off."""
     position = start
     while position < end:
         value, position = _read_varint(buffer, position, end)

@@ -75,8 +75,7 @@ class Repository:
             The version's folder.
 
         Raises:
-            PackageError: The package is broken or cannot be read, or its graphs are not proven;
-                nothing changes.
+            PackageError: The package is broken, cannot be read or is not proven; nothing changes.
         """
         place = str(source) if is_url(str(source)) else str(package_folder(source).absolute())
         try:
@@ -132,9 +131,9 @@ def _explained(place: str) -> Iterator[None]:
 def check_proven(manifest: Manifest) -> None:
     """Check that every graph passed the parity gate, by the manifest.
 
-    Each needs one passed entry, and none in float32 may have failed. A head's graph in less than
-    float32 may have failed, because the float32 graph is then served in its place. The network that
-    finds people is no graph of the model: a test compares it with its source.
+    Each needs one passed entry, and none in float32 may have failed. A head in less than float32
+    may, as its float32 graph is then served. The network that finds people is no graph of the
+    model: a test compares it with its source.
 
     Raises:
         PackageError: A graph was never compared, or differs.

@@ -167,15 +167,12 @@ def average_groups(text_PD: NDArray[np.float32], sizes: Sequence[int]) -> NDArra
 def cosine_map(
     patches_ND: NDArray[np.float32], classes: Classes, grid_hw: tuple[int, int]
 ) -> NDArray[np.float32]:
-    """Cosine of every patch with every class: float32 [K, h, w].
+    """Cosine of every patch with every class: float32 [K, h, w]; ValueError if shapes do not match.
 
     Args:
         patches_ND: Patch embeddings row by row; need not be normalised.
         classes: One embedding [K, D] per class, which need not be normalised; or several.
         grid_hw: Patch rows and columns, with product N.
-
-    Raises:
-        ValueError: The shapes do not match.
     """
     rows, columns = grid_hw
     if patches_ND.ndim != 2 or len(patches_ND) != rows * columns:
@@ -280,14 +277,7 @@ def label_maps(
     background: Background = NO_BACKGROUND,
     with_scores: bool = False,
 ) -> SegmentationMap:
-    """Label every pixel with the class of the highest upsampled cosine.
-
-    Args:
-        cosine_Khw: Of each class, then of each background class, on a grid over the image.
-        size_hw: Height and width of the label map, in pixels.
-        background: What counts as background.
-        with_scores: Whether to return the best cosine of every pixel.
-    """
+    """Label every pixel as `segment` does, from cosines of classes, then background classes."""
     floor_K = background.floors(cosine_Khw)
     value_hwK = np.ascontiguousarray(np.moveaxis(cosine_Khw, 0, -1))
     found = label_pixels(value_hwK, size_hw, with_scores=with_scores, floor_K=floor_K)

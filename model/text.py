@@ -36,12 +36,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TokenBatch:
-    """Tokenised texts, padded on the right to the longest of them.
-
-    Attributes:
-        token_ids_BL: int64; padding is 0.
-        mask_BL: int64; 1 for tokens, 0 for padding.
-    """
+    """Tokenised texts, int64, padded with 0 on the right; the mask is 1 for tokens."""
 
     token_ids_BL: NDArray[np.int64]
     mask_BL: NDArray[np.int64]
@@ -125,11 +120,7 @@ class TextTokenizer:
         return text if len(starts) <= limit else text[starts[-limit] :]
 
     def _check_special_tokens(self) -> None:
-        """Refuse a tokenizer with which a caller's text could become padding or a separator.
-
-        Raises:
-            PackageError: The spelling of a special token is encoded as that token.
-        """
+        """PackageError if a caller's text could become padding or a separator."""
         unknown = getattr(self._tokenizer.model, "unk_token", None)
         for token_id, token in self._tokenizer.get_added_tokens_decoder().items():
             if not token.special or token.content == unknown:

@@ -48,10 +48,9 @@ class Variant:
 
         Args:
             vocab_size: Pieces of the tokenizer.
-            native_size: Side in pixels of the learnt position grid. TIPSv2 learns 32 x 32 positions
-                from the first step on, also while its images have 224 pixels.
-            temperature: Initial value of the learnt temperature. TIPSv2's is not published;
-                0.07 is CLIP's (arXiv:2103.00020).
+            native_size: Side in pixels of the learnt position grid: 32 x 32 positions in TIPSv2.
+            temperature: Initial value of the learnt temperature; CLIP's, as TIPSv2's is not
+                published.
         """
         return Tipsv2Config(
             text_config={

@@ -145,10 +145,9 @@ def _candidates(value_XK: Floats, corner_4T: Ints) -> tuple[Ints, Ints]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Contest:
-    """The candidate classes of tiles without a single winner.
+    """Candidates of tiles without a single winner; tiles are in descending order of their number.
 
     Attributes:
-        tiles: In descending order of the number of candidates.
         begin_T: Index of each tile's first candidate.
         num_tiles: The first num_tiles[j] tiles have more than j candidates.
         class_C: Class of each candidate, ascending in each tile.

@@ -58,21 +58,13 @@ class PackageCache:
         return self._packages / f"{name}-{key}"
 
     def find(self, name: str, key: str, *, verify: bool) -> ModelPackage | None:
-        """Open the package with this key; None if there is none.
-
-        Raises:
-            PackageError: The package is broken.
-        """
+        """Open the package with this key; None if there is none, PackageError if it is broken."""
         folder = self.folder(name, key)
         return open_package(folder, verify=verify) if folder.exists() else None
 
     @contextmanager
     def writing(self, name: str, key: str, progress: Progress) -> Iterator[Path]:
-        """Lock the package with this key for writing; gives its folder.
-
-        Raises:
-            CacheError: The folder cannot be written.
-        """
+        """Lock the package with this key for writing; gives its folder."""
         try:
             for folder in (self._packages, self._locks):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -107,14 +99,7 @@ class PackageCache:
             yield True
 
     def remove_leftovers(self, mine: Path | None = None) -> None:
-        """Remove the staging folders of dead processes.
-
-        Args:
-            mine: The folder that this process has locked; its staging is removed as well.
-
-        Raises:
-            CacheError: The folder cannot be written.
-        """
+        """Remove staging folders of dead processes and of `mine`, which this process locks."""
         for path in self._packages.glob(".*"):
             match = STAGING.fullmatch(path.name)
             if match is None:
@@ -162,11 +147,7 @@ def discard(folder: Path) -> None:
 
 
 def content_of(path: Path) -> dict[str, JsonValue]:
-    """Return the identity of a checkpoint's folder: SHA-256 and size of each of its files.
-
-    Raises:
-        SourceError: A file cannot be read.
-    """
+    """The identity of a checkpoint's folder: SHA-256 and size of each of its files."""
     try:
         return {
             file.name: {"sha256": sha256(file), "size_bytes": file.stat().st_size}
@@ -177,13 +158,7 @@ def content_of(path: Path) -> dict[str, JsonValue]:
 
 
 def key_of(base: JsonValue, dense: JsonValue, precisions: Sequence[Precision]) -> str:
-    """Return the cache key of a package.
-
-    Args:
-        base: Identity of the model.
-        dense: Identity of the dense heads, if any.
-        precisions: Precisions of the graphs.
-    """
+    """The cache key of a package, from the identities of model and heads, and the precisions."""
     made_of = {
         "format": EXPORT_FORMAT,
         "base": base,

@@ -423,11 +423,7 @@ def _preparer(options: CacheOptions, say: Say) -> Preparer:
 
 
 def _described(source: str) -> str:
-    """Describe a package; a checkpoint is only named, since its package is verified as it is made.
-
-    Raises:
-        ValueError: There is no such model, or its package is broken.
-    """
+    """Describe a package; a checkpoint is only named, as its package is verified when made."""
     if isinstance(parse_source(source), PackageSource):
         return describe_package(open_package(source))
     return f"{source} is not a package: `python -m model prepare` converts it"

@@ -29,7 +29,7 @@ class ConversionRequest:
         base: The model. Pinned to a commit, then replaced by the downloaded folder.
         dense: Its dense heads, if any; likewise.
         precisions: Precisions of the graphs; `fp32` is among them.
-        may_fail: Those of them that may differ from the model; see `PackageContent`.
+        may_fail: Those of them that are left out if they differ from the model.
         name: Name of the model for clients; None for the name of the source.
         is_thorough: Compare the graphs on all sizes; not in the cache key.
         provenance: Where the checkpoints came from; filled in by preparing.

@@ -43,7 +43,6 @@ def find_commit(source: HubSource) -> str:
     Raises:
         HubUnreachableError: The hub does not answer, and its cache does not have the revision.
         HubError: There is no such repository or revision, or this user has no access.
-        MissingExtraError: `huggingface_hub` is not installed.
     """
     if COMMIT.fullmatch(source.revision):
         return source.revision
@@ -59,16 +58,11 @@ def find_commit(source: HubSource) -> str:
 
 
 def fetch(source: HubSource, progress: Progress) -> Path:
-    """Download the missing files of a revision; the library draws its progress on a terminal.
-
-    Returns:
-        The folder of the files, named by the commit.
+    """Download the missing files of a revision; returns their folder, named by the commit.
 
     Raises:
         HubUnreachableError: The hub does not answer, or the connection broke.
-        HubError: There is no such repository or revision, this user has no access, it has no
-            safetensors, or the disk is full.
-        MissingExtraError: `huggingface_hub` is not installed.
+        HubError: There is no such revision or access, it has no safetensors, or the disk is full.
     """
     hub = _library()
     progress(f"downloading {source}")

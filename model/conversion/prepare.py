@@ -16,13 +16,7 @@ Identity = dict[str, JsonValue]
 
 
 class Preparer:
-    """Makes the packages of requests, in a cache or in a given folder.
-
-    Args:
-        cache: Where packages are kept.
-        progress: Called with each step.
-        warn: Called with problems that were worked around.
-    """
+    """Makes the packages of requests, in a cache or in a given folder."""
 
     def __init__(self, cache: PackageCache, progress: Progress, warn: Progress) -> None:
         self._cache = cache
@@ -37,8 +31,7 @@ class Preparer:
             verify: Compare the digests of a package that is found; otherwise its reader does.
 
         Raises:
-            ConversionError: The source cannot be downloaded, or the cache cannot be used.
-            ValueError: The source cannot be converted; see `convert`.
+            ValueError: The source cannot be downloaded or converted, or the cache cannot be used.
         """
         pinned, base, dense = self._pinned(request)
         name = request.name or request.base.name
@@ -57,12 +50,7 @@ class Preparer:
         return found
 
     def write(self, request: ConversionRequest, output: Path) -> ModelPackage:
-        """Make the package of a request in a folder of the user's.
-
-        Raises:
-            ConversionError: The source cannot be downloaded.
-            ValueError: The source cannot be converted, or `output` holds something else.
-        """
+        """Make the package of a request in a folder of the user's; raises as `prepare` does."""
         check_output(output)
         pinned, *_ = self._pinned(request)
         return convert(self._download(pinned), output, self._progress)

@@ -86,11 +86,7 @@ class JoinedSource:
 
 
 def split_models(text: str) -> tuple[str, ...]:
-    """Split a list of models as the server's `--model` has it: `student,b=/models/b`.
-
-    Raises:
-        ValueError: There is no model, or an empty name.
-    """
+    """Split a list of models as `--model` has it: `student,b=/models/b`; ValueError if empty."""
     models = tuple(model.strip() for model in text.split(","))
     if not all(models):
         raise ValueError("give at least one model, and no empty name between commas")
@@ -114,8 +110,8 @@ def parse_source(
     with `google/tipsv2-b14`, the folder `x-dpt` with the folder `x`.
 
     Args:
-        text: `bundled`, `bundled-student`, a folder, or `owner/name`, optionally with `@revision`;
-            or a model and dense heads as `base+heads`.
+        text: `bundled`, `bundled-student`, a folder, `owner/name`, optionally with `@revision`, or
+            `base+heads`.
         may_extend: Accept a package as the base of `base+heads`.
 
     Raises:
@@ -140,11 +136,7 @@ def parse_source(
 
 
 def parse_checkpoint(text: str, *, may_be_package: bool = False) -> CheckpointSource | JoinedSource:
-    """Parse the name of a checkpoint to convert.
-
-    Args:
-        text: As for `parse_source`.
-        may_be_package: Accept a package, to add precisions to it.
+    """Parse the name of a checkpoint, or of a package to add precisions to, if it may be.
 
     Raises:
         SourceError: There is no such source, or it is a package.
@@ -160,7 +152,7 @@ def parse_checkpoint(text: str, *, may_be_package: bool = False) -> CheckpointSo
 
 
 def _parse_one(text: str) -> CheckpointSource:
-    """Parse the name of a folder or a repository, whatever it holds.
+    """Parse the name of a folder or a repository.
 
     An id without a revision whose first part is a folder here counts as a mistyped path: asking the
     hub would tell it a local name, and might serve another's model.

@@ -37,12 +37,12 @@ class AddedHeads:
     """Heads and what a package says of them.
 
     Attributes:
-        modules: By task, in float32: `tap_cls` [B, 1, D] and `tap_patches` [B, 1, h, w, D] to
-            metres [B, H', W'], vectors [B, 3, H', W'] or logits [B, K, H', W']. Weights that
-            `round_weights` has rounded are stored in half of the bytes.
-        labels: Names of the K classes, if segmentation is among them.
+        modules: By task, in float32: `TAPS` to metres [B, H', W'], vectors [B, 3, H', W'] or logits
+        [B, K, H', W']. Weights that `round_weights` has rounded are stored in half of the
+            bytes.
         scores: Their scores; they replace those of the same tasks.
         provenance: What each was fitted to; `DESCRIPTION` is a sentence for the card.
+        labels: Names of the K classes, if segmentation is among them.
     """
 
     modules: Mapping[DenseTask, nn.Module]

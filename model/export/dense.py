@@ -35,11 +35,7 @@ UNNAMED: Final = re.compile(r"LABEL_\d+")
 
 
 class TappedVision(nn.Module):
-    """The vision tower with its embeddings and the taps.
-
-    Raises:
-        ValueError: The backbone does not apply the final LayerNorm to its taps.
-    """
+    """The vision tower with its embeddings and the taps, after the backbone's final LayerNorm."""
 
     def __init__(self, dense: Tipsv2DptForDensePrediction) -> None:
         super().__init__()
@@ -117,11 +113,9 @@ def num_taps(dense: Tipsv2DptForDensePrediction) -> int:
 
 
 def segmentation_labels(dense: Tipsv2DptForDensePrediction) -> list[str]:
-    """Classes of the segmentation head, in the order of its outputs.
+    """Classes of the segmentation head, in the order of its outputs; released heads name none.
 
-    Released heads were trained on ADE20k. Their configurations name no class.
-
-    Source: google-deepmind/tips, `pytorch/TIPS_decoder_inference.ipynb`.
+    Source: google-deepmind/tips, `pytorch/TIPS_decoder_inference.ipynb`: ADE20k.
     """
     names = [str(name) for _, name in sorted((dense.config.id2label or {}).items())]
     if not all(UNNAMED.fullmatch(name) for name in names):
@@ -133,27 +127,14 @@ def segmentation_labels(dense: Tipsv2DptForDensePrediction) -> list[str]:
 
 
 def trace_heads(dense: Tipsv2DptForDensePrediction) -> Iterator[tuple[DenseTask, onnx_ir.Model]]:
-    """Yield the graph of each head: `TAPS` to an output named as the task.
-
-    The graphs are in memory and share the model's weights.
-
-    Args:
-        dense: The model in float32; its mode is restored.
-    """
+    """Yield the graph of each head of a model in float32, with the model's weights."""
     for task in DENSE_TASKS:
         head, width = DenseHead(dense, task), dense.backbone.config.hidden_size
         yield task, trace_head(head, task, num_taps=num_taps(dense), width=width)
 
 
 def trace_head(head: nn.Module, task: DenseTask, *, num_taps: int, width: int) -> onnx_ir.Model:
-    """The graph of a head: `TAPS` to an output named as the task.
-
-    Args:
-        head: Takes `TAPS`, in float32; its mode is restored.
-        task: What it returns; see `DenseHead.forward`.
-        num_taps: S.
-        width: D.
-    """
+    """The graph of a head in float32, S taps of width D to an output named as the task."""
     # All axes differ in size, so that the tracer does not unify two of them.
     cls_BSD = torch.rand(2, num_taps, width)
     inputs = {"tap_cls": cls_BSD, "tap_patches": torch.rand(*cls_BSD.shape[:2], 6, 10, width)}

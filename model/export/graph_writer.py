@@ -49,16 +49,7 @@ PARTS: Final[dict[Precision, frozenset[Part]]] = {
 def draft_manifest(
     encoder: Encoder, *, name: str, dense: Tipsv2DptForDensePrediction | None = None
 ) -> Manifest:
-    """Draft a manifest from the encoder; files, parity and provenance come later.
-
-    Args:
-        encoder: The encoder.
-        name: Name of the model for clients.
-        dense: The heads for depth, normals and segmentation, if they are packaged.
-
-    Raises:
-        ValidationError: The name is not valid.
-    """
+    """Draft a manifest from the encoder and its heads; files, parity and provenance come later."""
     unit, native = encoder.size_multiple, encoder.native_size
     return Manifest(
         name=name,
@@ -119,10 +110,10 @@ def trace_vision(
 ) -> onnx_ir.Model:
     """Trace the vision graph: `pixel_values` to cls1, cls2, patch and value embeddings.
 
-    The graph is in memory and shares the tower's weights.
+    It is in memory and shares the tower's weights; the tower's mode and attention are restored.
 
     Args:
-        vision: As `Encoder.vision`; its mode and attention are restored.
+        vision: As `Encoder.vision`.
         unit: Heights and widths are multiples of it.
         attention: How attention over images is exported; see `model.export.attention`.
         outputs: Names of the outputs, more with taps.
@@ -144,16 +135,7 @@ def trace_text(text: nn.Module) -> onnx_ir.Model:
 
 
 def write_graphs(content: PackageContent, folder: Path, progress: Callable[[str], None]) -> None:
-    """Write every graph of a package.
-
-    Args:
-        content: Models and precisions.
-        folder: The package's folder; `model.graphs.graph_file` names the graphs.
-        progress: Called with each step.
-
-    Raises:
-        ValueError: A precision is unknown.
-    """
+    """Write every graph of a package; `model.graphs.graph_file` names them."""
     unknown = [precision for precision in content.precisions if precision not in PARTS]
     if unknown:
         raise ValueError(f"unknown precisions {unknown}; choose from {', '.join(PARTS)}")
@@ -175,10 +157,7 @@ def write_graphs(content: PackageContent, folder: Path, progress: Callable[[str]
 
 
 def _parts(precision: Precision, *, is_small: bool) -> frozenset[Part]:
-    """Parts with a graph in a precision; a package that must be small has one of each but vision.
-
-    A runtime computes a part without a graph in its precision in float32.
-    """
+    """Parts with a graph in a precision; the others are computed in float32."""
     return PARTS[precision] & {"vision"} if is_small and precision != "fp32" else PARTS[precision]
 
 

@@ -36,12 +36,7 @@ DATA_INPUTS: Final = frozenset(("pixel_values", "input_ids", *TAPS))
 
 
 def to_half(model: onnx_ir.Model, precision: HalfPrecision) -> None:
-    """Change a float32 graph in place.
-
-    Args:
-        model: A float32 graph; its functions take any type.
-        precision: Precision of most operators.
-    """
+    """Change a float32 graph in place to a precision of most operators."""
     _Halving(model, HALF_TYPES[precision]).run()
     convolves = any(node.op_type == "ConvTranspose" for node in model.graph)
     if precision == "bf16" and convolves:

@@ -47,12 +47,7 @@ def store_weights_in_8_bits(model: onnx_ir.Model) -> None:
 
 
 def symmetric(weights: FloatArray, axis: int) -> tuple[NDArray[np.int8], FloatArray]:
-    """Quantise to integers from -127 to 127 and a scale for each channel.
-
-    Args:
-        weights: Weights of any shape.
-        axis: Axis of the channels.
-    """
+    """Quantise to integers from -127 to 127 and a scale for each channel along an axis."""
     others = tuple(np.delete(np.arange(weights.ndim), axis))
     largest = np.abs(weights).max(axis=others, keepdims=True)
     scales = np.where(largest > 0, largest / LARGEST, 1).astype(np.float32)
@@ -183,12 +178,7 @@ def quantise(graph: onnx_ir.Model, examples: Iterable[Inputs]) -> onnx_ir.Model:
 
 
 def calibration_inputs(native: int, unit: int) -> Iterator[Inputs]:
-    """Yield images one by one: squares of the native size, and oblongs with half of its area.
-
-    Args:
-        native: Side of the square in pixels.
-        unit: Sides are multiples of it.
-    """
+    """Yield images one by one: native squares, and oblongs with half of their area."""
     images = calibration_images()
     half = max(unit, native // 2 // unit * unit)
     shapes = [(native, native), (half, native), (native, half)]
@@ -228,11 +218,10 @@ def _convolutions(model: onnx_ir.Model) -> list[onnx_ir.Node]:
 
 
 def _narrow_weights(nodes: Iterable[onnx_ir.Node]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Options of weights that get 7 bits.
+    """Options of weights that get 7 bits: kernels of depthwise convolutions widen first.
 
     Without VNNI, x86 processors add two products of an unsigned and a signed byte in 16 bits, which
-    overflow with 8-bit weights (cosines fell from 0.98 to 0.85). Kernels of depthwise convolutions
-    widen first.
+    overflow with 8-bit weights (cosines fell from 0.98 to 0.85).
     """
     for node in nodes:
         group = node.attributes.get("group")

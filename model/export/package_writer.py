@@ -28,15 +28,12 @@ def write_package(
     is_thorough: bool = False,
     progress: Progress = lambda _: None,
 ) -> ModelPackage:
-    """Write the complete package.
-
-    The folder appears when everything is written and the graphs have passed the parity gate. It
-    replaces an older package of that name.
+    """Write the complete package, which appears when all graphs have passed the parity gate.
 
     Args:
         content: Encoder and settings. The weights are freed before the comparison, which takes as
             much memory: the models cannot be used again.
-        output: The package's folder; absent, empty, or an older package.
+        output: The package's folder; absent, empty, or an older package, which is replaced.
         is_thorough: See `run_reference`.
         progress: Called with each step.
 

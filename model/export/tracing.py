@@ -92,10 +92,7 @@ def _forget(part: onnx_ir.Model | onnx_ir.Graph | onnx_ir.Node | onnx_ir.Value) 
 
 @contextmanager
 def exportable(module: nn.Module, attention: str = FUSED) -> Iterator[None]:
-    """Set evaluation mode and an attention implementation for the export, then restore them.
-
-    Only transformers' models inside the module have a choice of attention.
-    """
+    """Set evaluation mode and the attention of transformers' models for an export, then restore."""
     models = list(_transformers_models(module))
     before = [model.config._attn_implementation for model in models]
     modes = [(inner, inner.training) for inner in module.modules()]
@@ -126,8 +123,7 @@ def save_graph(model: onnx_ir.Model, path: Path, *, stored_in: Path | None = Non
     Args:
         model: The graph.
         path: Its file.
-        stored_in: A finished graph in the same folder. Weights that it holds with the same bytes
-            are not written again, but read from its file.
+        stored_in: A finished graph in the same folder, whose weights with the same bytes are used.
 
     Returns:
         Whether the weights are in a separate file.

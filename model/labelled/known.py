@@ -39,15 +39,7 @@ UNED_INDEXED: Final = frozenset({"gldv2", "inshop", "met"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """Facts of a known set.
-
-    Attributes:
-        needs: Files and folders that it needs, or patterns of them.
-        train_needs: Likewise for the images that heads are trained on; empty if there are none.
-        num_images: Images of the whole set; some lists have one more.
-        source: Where it is had.
-        published: Scores of the whole set.
-    """
+    """Facts of a known set; `known.toml` explains them."""
 
     needs: tuple[str, ...]
     train_needs: tuple[str, ...]
@@ -78,11 +70,7 @@ KNOWN: Final = _facts()
 
 
 def read_known(name: str, folder: Path) -> ImageSet:
-    """Read the images of a known set that are scored.
-
-    Raises:
-        SetError: A part is missing; the message says which, and where the set is had.
-    """
+    """Read the images of a known set that are scored; SetError says which part is missing."""
     known = KNOWN[name]
     _check_parts(name, folder, known.needs)
     found = READERS[name](folder)
@@ -92,11 +80,7 @@ def read_known(name: str, folder: Path) -> ImageSet:
 
 
 def read_train(name: str, folder: Path) -> ImageSet:
-    """Read the images of a known set that heads are trained on.
-
-    Raises:
-        SetError: A part is missing; the message says which, and where the set is had.
-    """
+    """Read the images of a known set that heads are trained on; SetError as for `read_known`."""
     _check_parts(name, folder, KNOWN[name].train_needs)
     found = TRAIN_READERS[name](folder)
     return replace(found, name=name)
@@ -139,13 +123,7 @@ def _pascal(
 
 
 def _karpathy(folder: Path, *, file: str, images: str) -> CaptionedSet:
-    """The test split of Karpathy's lists.
-
-    Args:
-        folder: Holds the list and the images.
-        file: Name of the list.
-        images: Folder of the images, where the list names none.
-    """
+    """The test split of Karpathy's list; `images` is their folder where the list names none."""
     listed = _json((folder / file).read_text(encoding="utf-8"), folder / file)["images"]
     rows = [row for row in listed if row["split"] == "test"]
     paths = [folder / row.get("filepath", images) / row["filename"] for row in rows]
@@ -196,8 +174,8 @@ def _imagenet(folder: Path) -> LabelledSet:
 def _nyuv2(folder: Path, split: str = "test") -> DepthSet:
     """Images of a split, in the crop of Eigen et al. and between 1 mm and 10 m.
 
-    Source: cleinc/bts, `utils/extract_official_train_test_set_from_mat.py` for the layout, and
-    `utils/eval_with_pngs.py` for what counts.
+    Source: cleinc/bts, `utils/extract_official_train_test_set_from_mat.py`,
+    `utils/eval_with_pngs.py`.
     """
     images = sorted((folder / "official_splits" / split).glob("*/rgb_*.jpg"))
     maps = [path.with_name(f"sync_depth_{path.stem.removeprefix('rgb_')}.png") for path in images]

@@ -32,24 +32,14 @@ FAR_M: Final = 1e6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NaviImage(ImageSource):
-    """A photograph, cut to the square of its object.
-
-    Attributes:
-        depth: File of its depth.
-        focal_length: In pixels of the file.
-        short_side: Of the file, in pixels.
-    """
+    """A photograph, cut to the square of its object; lengths are in pixels of the file."""
 
     depth: Path = field(default=Path())
     focal_length: float = 0.0
     short_side: int = 1
 
     def read(self) -> bytes:
-        """The square as PNG, 512 x 512 pixels.
-
-        Raises:
-            SetError: A file cannot be read.
-        """
+        """The square as PNG, 512 x 512 pixels."""
         upright = ImageOps.exif_transpose(_open(self.path).convert("RGB"))
         scale = FIRST_SIDE / min(upright.size)
         size = int(upright.width * scale), int(upright.height * scale)
@@ -64,11 +54,7 @@ class NaviImage(ImageSource):
         return square_around(self.read_depth() > 0, self.depth)
 
     def read_depth(self) -> Floats:
-        """Depth in metres of the centre of the image, 512 x 512 pixels; 0 is none.
-
-        Raises:
-            SetError: The file cannot be read.
-        """
+        """Depth in metres of the centre of the image, 512 x 512 pixels; 0 is none."""
         disparity_hw = np.asarray(_open(self.depth)).astype(np.float64) * DISPARITY_STEP
         height, width = disparity_hw.shape
         scale = FIRST_SIDE / min(height, width)
@@ -108,8 +94,6 @@ class NaviNormals(NormalSet):
 def read_navi(folder: Path, scenes: str) -> list[NaviImage]:
     """The photographs of all objects in some scenes.
 
-    Probe3D trains on those of `MULTIVIEW`, and tests on those of `WILD`.
-
     Raises:
         SetError: A list of images is malformed, or a file is missing.
     """
@@ -139,11 +123,8 @@ def read_navi(folder: Path, scenes: str) -> list[NaviImage]:
 def normals_of(depth_hw: Floats, focal_length: float) -> Floats:
     """Unit normals [h, w, 3] of the four triangles around each point of depth; NaN without depth.
 
-    As in Probe3D, the camera looks at the first pixel and not at the middle.
-
-    Args:
-        depth_hw: In metres; 0 is none.
-        focal_length: In pixels.
+    As in Probe3D, the camera looks at the first pixel and not at the middle. Depth is in metres, 0
+    is none; the focal length is in pixels.
     """
     height, width = depth_hw.shape
     far_hw = np.where(depth_hw > 0, depth_hw, FAR_M)

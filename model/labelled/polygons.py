@@ -18,13 +18,7 @@ FILE: Final = "annotations.json"
 
 @dataclass(frozen=True, slots=True)
 class Polygon:
-    """A region of one class.
-
-    Attributes:
-        label: Its class, from 0.
-        points: Corners, (x, y) in pixels.
-        counts: Whether its pixels count; those of COCO's `iscrowd` do not.
-    """
+    """A region: its class from 0, corners (x, y) in pixels, and whether its pixels count."""
 
     label: int
     points: Sequence[tuple[float, float]]
@@ -33,12 +27,7 @@ class Polygon:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolygonSet(SegmentationSet):
-    """Images with polygons; a later one covers an earlier one.
-
-    Attributes:
-        sizes_hw: Height and width of each image.
-        polygons: Of each image.
-    """
+    """Images with their sizes and polygons; a later polygon covers an earlier one."""
 
     sizes_hw: Sequence[tuple[int, int]]
     polygons: Sequence[Sequence[Polygon]]
@@ -69,8 +58,8 @@ class PolygonSet(SegmentationSet):
 def read_polygons(folder: Path) -> PolygonSet:
     """Images of a folder with an `annotations.json` in COCO's format.
 
-    A category with `isthing` 0 is stuff, as in COCO's panoptic files. Objects are complete: where
-    an image names a category, each of its objects has a polygon.
+    A category with `isthing` 0 is stuff, as in COCO's panoptic files, and pixels of `iscrowd` do
+    not count. Objects are complete: where an image names a category, each object has a polygon.
 
     Raises:
         SetError: The file is malformed, or an image is missing.

@@ -41,14 +41,7 @@ class SetError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """An encoded image: a file, or a part of an uncompressed tar file.
-
-    Attributes:
-        path: The file.
-        start: First byte.
-        size: Number of bytes; None is the whole file.
-        name: Of the image in a tar file.
-    """
+    """An encoded image: a file, or `size` bytes from `start` of an uncompressed tar file."""
 
     path: Path
     start: int = 0
@@ -64,11 +57,7 @@ class ImageSource:
         return self.name or self.path.name
 
     def read(self) -> bytes:
-        """Read the image.
-
-        Raises:
-            SetError: It cannot be read.
-        """
+        """Read the image; SetError if it cannot be read."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self.start)
@@ -98,13 +87,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSet:
-    """Images that are scored.
-
-    Attributes:
-        name: Of the set.
-        images: The images.
-        published: Scores to compare with.
-    """
+    """Images that are scored, and published scores of them."""
 
     name: str
     images: Sequence[ImageSource]
@@ -116,12 +99,7 @@ Kind = TypeVar("Kind", bound=ImageSet)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledSet(ImageSet):
-    """Images of one class each.
-
-    Attributes:
-        labels: Index in `names` of each image.
-        names: Of the classes.
-    """
+    """Images of one class each: `labels` are indices in `names`."""
 
     labels: Sequence[int]
     names: Sequence[str]
@@ -129,12 +107,7 @@ class LabelledSet(ImageSet):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptionedSet(ImageSet):
-    """Images with one or more captions each.
-
-    Attributes:
-        captions: At least one of each image.
-        left_out: Number of captions that cannot be read, by the reason.
-    """
+    """Images with one or more captions each, and the number of those left out, by the reason."""
 
     captions: Sequence[Sequence[str]]
     left_out: Mapping[str, int] = field(default_factory=dict)
@@ -142,20 +115,12 @@ class CaptionedSet(ImageSet):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapSet(ImageSet):
-    """Images with a true map of each, in a file.
-
-    Attributes:
-        maps: The file of each image.
-    """
+    """Images with a true map of each, in a file."""
 
     maps: Sequence[Path]
 
     def read(self, index: int) -> NDArray[Any]:
-        """The map of an image, with a value for each pixel [H, W, ...].
-
-        Raises:
-            SetError: The file is no such map.
-        """
+        """The map of an image, [H, W, ...]; SetError if the file has none."""
         raise NotImplementedError
 
 
@@ -178,11 +143,7 @@ class SegmentationSet(MapSet):
     stuff: frozenset[int] = frozenset()
 
     def read(self, index: int) -> NDArray[np.int64]:
-        """Class of every pixel of an image [H, W], from 0; -1 is no class.
-
-        Raises:
-            SetError: It is no mask, or has a label without a name.
-        """
+        """Class of every pixel of an image [H, W], from 0; -1 is no class."""
         classes_HW = self._read(index)
         classes_HW[classes_HW == BACKGROUND] = NO_CLASS
         return classes_HW
@@ -242,11 +203,7 @@ class DepthSet(MapSet):
     size_hw: tuple[int, int] | None = None
 
     def read(self, index: int) -> Floats:
-        """Depth of every pixel of an image in metres [H, W]; NaN is none, or does not count.
-
-        Raises:
-            SetError: It is no depth.
-        """
+        """Depth of every pixel of an image in metres [H, W]; NaN is none, or does not count."""
         path = self.maps[index]
         if path.suffix == ".npy":
             depth_HW = _read_npy(path, "depth in metres has a floating-point number", ())
@@ -271,20 +228,12 @@ class DepthSet(MapSet):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormalSet(MapSet):
-    """Images with surface normals, in `.npy` or `.png`.
-
-    Attributes:
-        by_image: Whether scores are means over the images; else they are means over the pixels.
-    """
+    """Images with normals; `by_image` is whether scores are means over images, not over pixels."""
 
     by_image: bool = False
 
     def read(self, index: int) -> Floats:
-        """Unit normal of every pixel of an image [H, W, 3]; NaN is none.
-
-        Raises:
-            SetError: It has no normals.
-        """
+        """Unit normal of every pixel of an image [H, W, 3]; NaN is none."""
         path = self.maps[index]
         if path.suffix == ".npy":
             normals_HW3 = _read_npy(path, "normals have three floating-point numbers", (3,))
@@ -355,12 +304,9 @@ class Query:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceSet(ImageSet):
-    """Images of things that are searched for among others.
+    """Images of things: the index, which is searched, then queries that are not in it.
 
-    Attributes:
-        images: The index, which is searched, and then queries that are not in it.
-        things: What each image of the index shows.
-        queries: The images to search for.
+    `things` is what each image of the index shows, `queries` what is searched for.
     """
 
     things: Sequence[int]
@@ -387,11 +333,7 @@ def read_names(file: Path) -> list[str]:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """All images below a folder, sorted; hidden files are left out.
-
-    Raises:
-        SetError: There is none.
-    """
+    """All images below a folder, sorted, without hidden files; SetError if there is none."""
     if not folder.is_dir():
         raise SetError(f"{folder} is not a folder.")
     found = sorted(
@@ -407,11 +349,7 @@ def images_below(folder: Path) -> list[Path]:
 def read_segmentation(
     images: Path, masks: Path, names: Path, *, reduce_zero_label: bool = False
 ) -> SegmentationSet:
-    """Images with masks of the same name: `x/a.jpg` has the mask `x/a.png`.
-
-    Raises:
-        SetError: A mask is missing, or the names are invalid.
-    """
+    """Images with masks of the same name: `x/a.jpg` has the mask `x/a.png`."""
     found = images_below(images)
     return SegmentationSet(
         name=images.resolve().name,
@@ -423,20 +361,12 @@ def read_segmentation(
 
 
 def read_depth(images: Path, depths: Path) -> DepthSet:
-    """Images with depth of the same name: `.npy` in metres or `.png` in millimetres.
-
-    Raises:
-        SetError: A depth is missing.
-    """
+    """Images with depth of the same name: `.npy` in metres or `.png` in millimetres."""
     return _with_maps(DepthSet, images, depths, "depth maps")
 
 
 def read_normals(images: Path, normals: Path) -> NormalSet:
-    """Images with normals of the same name: `.npy`, or `.png` as the server writes it.
-
-    Raises:
-        SetError: Normals are missing.
-    """
+    """Images with normals of the same name: `.npy`, or `.png` as the server writes it."""
     return _with_maps(NormalSet, images, normals, "normal maps")
 
 
@@ -455,11 +385,7 @@ def maps_of(
     suffixes: Sequence[str] = (".png",),
     noun: str = "masks",
 ) -> list[Path]:
-    """For each image below `root`, the file at the same place in `folder`.
-
-    Raises:
-        SetError: One is missing.
-    """
+    """For each image below `root`, the file at the same place in `folder`; SetError without one."""
     found = []
     for path in images:
         files = [(folder / path.relative_to(root)).with_suffix(suffix) for suffix in suffixes]
@@ -474,11 +400,7 @@ def maps_of(
 
 
 def read_classes(folder: Path) -> LabelledSet:
-    """Images in a folder for each class, named after it; `_` stands for a space.
-
-    Raises:
-        SetError: There are fewer than two classes, or a class has no images.
-    """
+    """Images in a folder for each of two or more classes, named after it; `_` is a space."""
     folders = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
     if len(folders) < 2:
         raise SetError(f"{folder} needs a folder of images for each of at least two classes.")
@@ -492,11 +414,7 @@ def read_classes(folder: Path) -> LabelledSet:
 
 
 def read_split(folder: Path) -> Split[LabelledSet]:
-    """Folders `train` and `val` with the same classes.
-
-    Raises:
-        SetError: A folder or a class is missing.
-    """
+    """Folders `train` and `val` with the same classes; SetError if one is missing."""
     missing = [name for name in ("train", "val") if not (folder / name).is_dir()]
     if missing:
         raise SetError(f"{folder / missing[0]} is missing: the folder needs train/ and val/.")
@@ -509,11 +427,7 @@ def read_split(folder: Path) -> Split[LabelledSet]:
 
 
 def read_instances(folder: Path) -> InstanceSet:
-    """A folder of images for each thing, below `query` and `index` or without them.
-
-    Raises:
-        SetError: A folder is missing, or there is nothing to find.
-    """
+    """A folder of images for each thing, below `query` and `index` or without them."""
     name = folder.resolve().name
     parts = [part for part in ("query", "index") if (folder / part).is_dir()]
     if not parts:
@@ -544,11 +458,7 @@ def own_queries(things: Sequence[int]) -> list[Query]:
 
 
 def read_captioned(folder: Path) -> CaptionedSet:
-    """Images with a caption file of the same name, or WebDataset shards: see `read_captions`.
-
-    Raises:
-        SetError: There are neither, or an image has no caption.
-    """
+    """Images with a caption file of the same name, or WebDataset shards: see `read_captions`."""
     shards = [folder] if folder.suffix == ".tar" else sorted(folder.glob("*.tar"))
     rows = [row for shard in shards for row in _shard_rows(shard)] or list(_file_rows(folder))
     left_out = Counter(reason for _, found in rows for reason in found.left_out)

@@ -72,8 +72,7 @@ class VisionOutput:
         cls1_BD: First CLS token, trained with short captions.
         cls2_BD: Second CLS token, trained with descriptive captions.
         patches_BND: Patch embeddings of the last layer; N is 0 if they were not requested.
-        values_BND: Patch embeddings of the last layer's value path, which segmentation uses; N is
-            0 if they were not requested.
+        values_BND: Those of the last layer's value path, which segmentation uses; likewise.
         grid_hw: Numbers of patch rows and columns; their product is N of requested outputs.
         maps: Outputs of the requested dense heads; see `Runtime.estimate`.
     """
@@ -152,17 +151,11 @@ class Runtime(Protocol):
         ...
 
     def interrupt(self) -> None:
-        """Make the running call of another thread raise `Interrupted` soon.
-
-        Without a running call it does nothing. Later calls are not affected.
-        """
+        """Make the running call of another thread, if any, raise `Interrupted` soon."""
         ...
 
     def release_idle_memory(self) -> None:
-        """Free what graphs keep for their next call, which then allocates it again.
-
-        Any thread may call it, also while lanes that share graphs compute.
-        """
+        """Free what graphs keep for their next call; any thread may do so at any time."""
         ...
 
     def close(self) -> None:
@@ -183,11 +176,7 @@ class InterruptibleCall:
 
 
 def still_open(graph: Any) -> Any:
-    """Return a runtime's graph.
-
-    Raises:
-        RuntimeError: It is None, because the runtime was closed.
-    """
+    """Return a runtime's graph; RuntimeError if it is None, because the runtime was closed."""
     if graph is None:
         raise RuntimeError("this runtime is closed; load another")
     return graph
@@ -196,10 +185,7 @@ def still_open(graph: Any) -> Any:
 def check_pixels(
     pixels_B3HW: NDArray[Any], *, patch_size: int, may_be_bytes: bool = False
 ) -> tuple[int, int]:
-    """Check a batch of images.
-
-    Returns:
-        Patch rows and columns.
+    """Check a batch of images; returns patch rows and columns.
 
     Raises:
         ValueError: The array is no float32 [B, 3, H, W] (or uint8, if it may be) with sides that

@@ -43,11 +43,9 @@ KNOWN: Final[dict[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A runtime on a device, with the precisions that it supports.
+    """A runtime on a device.
 
     Attributes:
-        runtime: Name of the runtime.
-        device: Where it computes.
         precisions: Supported precisions, in order of preference.
         auto_precisions: Those chosen for "auto"; all but fp32 must be proven for the package, or
             are checked when it is loaded.
@@ -92,13 +90,10 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class UnavailableReason:
-    """Why a backend cannot compute a package.
+    """Why a backend cannot compute a package: the end of a sentence that names it, and its error.
 
-    Attributes:
-        depth: Number of checks that passed before. The error reports the deepest reason, as that
-            backend is the nearest to working.
-        text: Reason, as the end of a sentence that names the backend.
-        error: Raised if no backend of the request is available.
+    `depth` is the number of checks that passed before: the deepest reason is reported, as that
+    backend is the nearest to working.
     """
 
     depth: int
@@ -146,13 +141,7 @@ def _missing_library(backend: Backend, libraries: InstalledLibraries) -> str | N
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeRequest:
-    """Requested backend; "auto" leaves a field to the machine and the package.
-
-    Attributes:
-        runtime: A `RuntimeName`, or "auto".
-        precision: A `Precision`, or "auto".
-        device: A `Device`, or "auto".
-    """
+    """Requested backend by names; "auto" leaves a field to the machine and the package."""
 
     runtime: str = AUTO
     precision: str = AUTO
@@ -161,14 +150,7 @@ class RuntimeRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeChoice:
-    """The chosen backend and precision.
-
-    Attributes:
-        runtime: Key of `model.runtime.load.RUNTIMES`.
-        precision: Precision of the arithmetic.
-        device: Where it computes.
-        reason: Why this one and none that is faster, for the log and `/v1/models`.
-    """
+    """The chosen backend and precision, and why this one, for the log and `/v1/models`."""
 
     runtime: RuntimeName
     precision: Precision

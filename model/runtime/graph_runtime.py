@@ -49,11 +49,7 @@ class Graph(Protocol):
     """One graph, ready to run; one call at a time."""
 
     def run(self, inputs: Arrays, outputs: Sequence[str]) -> Arrays:
-        """Compute outputs, as arrays that later calls do not overwrite.
-
-        Args:
-            inputs: By name.
-            outputs: Names of those to return; a runtime may return others too.
+        """Compute outputs by name, and perhaps others, as arrays that later calls do not overwrite.
 
         Raises:
             Interrupted: `interrupt` was called meanwhile.
@@ -74,11 +70,7 @@ class Graph(Protocol):
 
 
 def parts_of(inputs: Arrays) -> Iterator[dict[str, NDArray[Any]]]:
-    """Cut a batch into parts for a CPU, so that it keeps little memory and soon sees an interrupt.
-
-    Args:
-        inputs: Images, taps or texts; the first axis of each array is the batch.
-    """
+    """Cut a batch of images, taps or texts into parts for a CPU, so that it keeps little memory."""
     if "pixel_values" in inputs:
         size = PIXELS_AT_ONCE // math.prod(inputs["pixel_values"].shape[2:])
     elif "tap_patches" in inputs:
@@ -105,8 +97,7 @@ def has_large_images(inputs: Arrays, num_pixels: int = PIXELS_TO_RELEASE) -> boo
 def is_large(inputs: Arrays, num_pixels: int = PIXELS_TO_RELEASE) -> bool:
     """Whether a call takes so much memory that a graph must not keep it for later calls.
 
-    Large images do, and taps of several blocks: the heads that read them work in several times the
-    size of the image.
+    Large images do, and taps of several blocks, whose heads work in several times the image's size.
     """
     num_taps = np.shape(inputs.get("tap_patches", ()))[1:2]
     return num_taps > (1,) or has_large_images(inputs, num_pixels)
@@ -115,9 +106,9 @@ def is_large(inputs: Arrays, num_pixels: int = PIXELS_TO_RELEASE) -> bool:
 class GraphRuntime:
     """Vision, text and dense heads on the graphs of a package.
 
-    A head is loaded on its first use. It reads taps of the vision graph in its own precision, which
-    may be a second one: depth is in float32 also where embeddings are not. So what was measured of
-    a head does not depend on the precision of the embeddings, except in int8: see `tapped_graph`.
+    A head is loaded on its first use. It reads taps of the vision graph in its own precision, so
+    what was measured of it does not depend on that of the embeddings, except in int8: see
+    `tapped_graph`.
 
     Args:
         package: Has the graphs.

@@ -53,11 +53,5 @@ def load_runtime(
 def load_chosen(
     package: ModelPackage, choice: RuntimeChoice, share: LaneShare = ONE_LANE
 ) -> Runtime:
-    """Load a package's graphs into the chosen runtime; raises as `load_runtime` does.
-
-    Args:
-        package: An opened, verified package.
-        choice: From `choose_runtime` for this package.
-        share: Resources of the lane.
-    """
+    """Load a package into the runtime of `choose_runtime`; raises as `load_runtime` does."""
     return RUNTIMES[choice.runtime](package, choice, share)

@@ -36,10 +36,9 @@ def loaded_graphs(
     """List the graphs to load: both towers, and the dense heads among the package's outputs.
 
     Text and each head fall back to float32 on their own if the package has no graph in the chosen
-    precision, or if that graph failed its measurement on this runtime. torch has one precision for
-    both towers. Depth is always in float32: its bins lose their order in less. With OpenVINO in
-    bf16, so is text: texts are embedded once and cached, and with both sides rounded more masks
-    would differ than the parity gate allows.
+    precision, or if that graph failed its measurement on this runtime. Depth is always in float32:
+    its bins lose their order in less. With OpenVINO in bf16, so is text, which is cached: with both
+    sides rounded more masks would differ than the parity gate allows.
     """
     parts: list[Part] = ["vision", "text"]
     if runtime != "torch":
@@ -107,12 +106,7 @@ def loaded_bytes(manifest: Manifest, runtime: RuntimeName, precision: Precision)
 
 
 def graph_digest(manifest: Manifest, file: str) -> str:
-    """SHA-256 of a graph and its weights, from the manifest's digests.
-
-    All files in the graph's folder that are not graphs count, since each may hold its weights, and
-    so does the float32 graph of the same part. At worst a graph is loaded or built again without
-    need.
-    """
+    """SHA-256 of a graph, the float32 graph of its part, and all other files beside it."""
     folder = PurePosixPath(file).parent
     float32 = {graph_file(part) for part in get_args(Part) if file.startswith(f"onnx/{part}_")}
     counted = {
@@ -137,10 +131,7 @@ def parity_in_use(
 
 
 def proof(manifest: Manifest, runtime: RuntimeName, precision: Precision) -> ParityEntry | None:
-    """The passed measurement of the vision graph; None if a loaded tower failed.
-
-    Dense heads do not count: each falls back to float32 on its own.
-    """
+    """The passed measurement of the vision graph; None if a loaded tower failed."""
     if has_failed_tower(manifest, runtime, precision):
         return None
     wanted = (vision_file(runtime, precision), runtime, precision)

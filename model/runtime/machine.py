@@ -42,13 +42,7 @@ INSTALL_TORCH_CUDA: Final = "needs a torch that was built with CUDA; this one wa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """The hardware that the choice of a backend depends on.
-
-    Attributes:
-        cpu_name: Model name; empty if unknown.
-        cpu_features: Number formats with native support, and AVX2.
-        has_gpu: Whether there is an NVIDIA GPU that this process may use.
-    """
+    """What the choice of a backend depends on; the name is empty if unknown."""
 
     cpu_name: str = ""
     cpu_features: frozenset[CpuFeature] = frozenset()
@@ -58,10 +52,7 @@ class Hardware:
 def this_hardware(
     proc: Path = PROC, dev: Path = DEV, environment: Mapping[str, str] = os.environ
 ) -> Hardware:
-    """Inspect this machine.
-
-    A container sees the driver's list of all GPUs, but has a device for its own only.
-    """
+    """Inspect this machine; a container has devices only for the GPUs that it may use."""
     cpuinfo = proc / "cpuinfo"
     name, features = parse_cpu(cpuinfo.read_text("utf-8") if cpuinfo.exists() else "")
     is_hidden = environment.get("CUDA_VISIBLE_DEVICES", "0").strip() in {"", "-1"}
@@ -70,12 +61,7 @@ def this_hardware(
 
 
 def parse_cpu(cpuinfo: str) -> tuple[str, frozenset[CpuFeature]]:
-    """Name and number formats of an x86 processor.
-
-    Args:
-        cpuinfo: Text of `/proc/cpuinfo`. Other processors have no line `flags`, and so no
-            features.
-    """
+    """Name and features of an x86 processor, from the text of `/proc/cpuinfo`."""
     name = re.search(r"^model name\s*:\s*(.+?)\s*$", cpuinfo, re.MULTILINE)
     line = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
     flags = set(line[1].split()) if line else set()
@@ -88,14 +74,7 @@ def parse_cpu(cpuinfo: str) -> tuple[str, frozenset[CpuFeature]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstalledLibraries:
-    """The installed runtime libraries.
-
-    Attributes:
-        onnx: Devices that the installed ONNX Runtime supports; empty without one.
-        openvino: Whether OpenVINO is installed.
-        tensorrt: Whether TensorRT is installed.
-        torch: Devices that torch supports; empty without torch or transformers.
-    """
+    """The installed runtime libraries, and the devices that they support."""
 
     onnx: frozenset[Device] = frozenset()
     openvino: bool = False
@@ -129,9 +108,6 @@ def _folder(module: str) -> Path | None:
 
 
 def trim() -> None:
-    """Return every free page of the heap to the system.
-
-    Takes milliseconds, without the GIL.
-    """
+    """Return every free page of the heap to the system, in milliseconds and without the GIL."""
     with suppress(AttributeError):  # other C libraries, such as musl, have no malloc_trim
         ctypes.CDLL(None).malloc_trim(0)

@@ -71,11 +71,7 @@ class ProviderError(UnusableRuntimeError):
 
 
 def import_onnxruntime() -> Any:
-    """Import the library.
-
-    Raises:
-        MissingRuntimeError: It is not installed.
-    """
+    """Import the library; MissingRuntimeError if it is not installed."""
     try:
         import onnxruntime  # noqa: PLC0415 - only when this runtime is chosen
     except ImportError as error:
@@ -86,10 +82,7 @@ def import_onnxruntime() -> Any:
 def open_session(
     path: Path, device: Device, num_threads: int, *, has_arena: bool = True, tf32: bool = False
 ) -> Any:
-    """Load a graph on a device, and on no other.
-
-    If a GPU's libraries are missing, ONNX Runtime only logs a line and computes on the CPU, tens of
-    times slower. Here that is an error.
+    """Load a graph on a device; where a GPU's libraries are missing, on no other.
 
     Args:
         path: The `.onnx` file.
@@ -149,11 +142,7 @@ def load_foreground(package: ModelPackage, words: GeneralWords | None) -> Foregr
 
 
 def check_placement(session: Any) -> None:
-    """Check that a session computes on the GPU.
-
-    Raises:
-        ProviderError: The session or some of its heavy nodes run elsewhere.
-    """
+    """Check that a session and its heavy nodes run on the GPU; ProviderError if not."""
     used = list(session.get_providers())
     if used[:1] != [PROVIDERS["gpu"]]:
         raise ProviderError(
@@ -228,11 +217,7 @@ class SharedArena:
                 self.shrink()
 
     def shrink(self) -> None:
-        """Free what no call uses.
-
-        A call of a large session could do that itself only while its own outputs are in use. This
-        one gives an empty array, since one with a value would lie in a block and keep it.
-        """
+        """Free what no call uses, by a call that gives an empty array, which lies in no block."""
         call = import_onnxruntime().RunOptions()
         call.add_run_config_entry(*SHRINK)
         self._session.run(["y"], {"x": np.zeros(0, np.float32)}, call)
@@ -308,13 +293,7 @@ class OnnxRuntime(GraphRuntime):
 
 
 class OnnxGraph:
-    """A session, used for one call at a time.
-
-    Args:
-        session: May be shared with other graphs.
-        device: Where it computes.
-        max_large: Calls with large images that may run at once in this process, on a CPU.
-    """
+    """A session, perhaps shared, for one call at a time, of which `max_large` take large images."""
 
     def __init__(self, session: Any, device: Device, *, max_large: int) -> None:
         self._session = session
@@ -354,11 +333,7 @@ class OnnxGraph:
     def _run_part(
         self, session: Any, inputs: Arrays, outputs: Sequence[str], *, call: Any
     ) -> Arrays:
-        """Compute a part of a batch in host memory.
-
-        The arrays of ONNX Runtime lie in its arena, and one of some kilobytes would keep a block of
-        several megabytes until its answer is sent, so they are copied.
-        """
+        """Compute a part of a batch, and copy it: a small array would keep a large block."""
         frees = is_large(inputs, PIXELS_AT_ONCE)
         with shared_arena().call(is_large=frees) if self._has_arena else nullcontext():
             made = session.run(outputs, inputs, call)

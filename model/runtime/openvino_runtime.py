@@ -56,11 +56,7 @@ class OpenVinoRuntime(GraphRuntime):
 
 
 class OpenVinoGraph:
-    """An inference request of a compiled graph.
-
-    Args:
-        compiled: May be shared with other lanes.
-    """
+    """An inference request of a compiled graph, which other lanes may share."""
 
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
@@ -92,10 +88,7 @@ class OpenVinoGraph:
         self._is_interrupted = True
 
     def release_idle_memory(self) -> None:
-        """Free the memory of calls, of all lanes; see `Graph.release_idle_memory`.
-
-        Streams that compute keep their memory, and those after them: OpenVINO raises an error.
-        """
+        """Free the memory of calls of all lanes but those that compute."""
         compiled = self._compiled
         if compiled is not None:
             with suppress(RuntimeError):
@@ -171,11 +164,7 @@ def _settings(precision: Precision, share: LaneShare) -> dict[str, Any]:
 
 
 def _hint(precision: Precision) -> str:
-    """The arithmetic of all nodes that are not quantised.
-
-    Raises:
-        UnusableRuntimeError: bf16 on a processor that emulates it, slower than float32.
-    """
+    """The arithmetic of all nodes that are not quantised."""
     features = this_hardware().cpu_features
     if precision == "bf16" and "bf16" not in features:
         raise UnusableRuntimeError(
@@ -188,21 +177,12 @@ def _hint(precision: Precision) -> str:
 
 
 def read_for_bf16(core: Any, path: Path, serialize: Callable[[Any, str, str], None]) -> Any:
-    """Read a graph so that only its matrix products are rounded to bf16.
+    """Read a float32 graph so that only its matrix products are rounded to bf16.
 
-    In bf16, OpenVINO's hint alone rounds everything, also the sums that run through all blocks, and
-    loses twice what rounding only the matrix products loses. Float32 elsewhere costs little time
-    and brings back a third of the mask pixels that differ. Python cannot set the attribute that
-    does it, but OpenVINO reads it from its own files: the graph is written, marked and read again.
-
-    Args:
-        core: OpenVINO's core.
-        path: An ONNX graph in float32.
-        serialize: `openvino.serialize`.
-
-    Returns:
-        A model for `core.compile_model` with the hint bf16. Its weights are mapped from a deleted
-        file, which is freed with the model.
+    OpenVINO's hint alone rounds everything, also the sums that run through all blocks, and loses
+    twice as much: a third of the mask pixels that differ. Python cannot set the attribute that
+    keeps float32, but OpenVINO reads it from its own files: the graph is written, marked and read
+    again. Weights are mapped from a deleted file, which is freed with the model.
     """
     with TemporaryDirectory(prefix="tipserve-openvino-") as folder:
         graph, weights = Path(folder) / "graph.xml", Path(folder) / "graph.bin"

@@ -60,13 +60,7 @@ class TorchRuntime(GraphRuntime):
 
 
 class TorchGraph:
-    """One tower, used for one call at a time.
-
-    Args:
-        part: Which tower.
-        towers: May be shared with other lanes.
-        num_threads: Threads of one call on the CPU.
-    """
+    """One tower, perhaps shared with other lanes, used for one call at a time."""
 
     def __init__(self, part: Part, towers: "_Towers", *, num_threads: int) -> None:
         self._part, self._num_threads = part, num_threads

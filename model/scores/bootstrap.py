@@ -27,10 +27,7 @@ class Interval:
 
 @lru_cache(maxsize=4)
 def _resamples(num_examples: int, seed: int) -> NDArray[np.float64]:
-    """How often each example is drawn in each resample: float64 [R, S], every row sums to S.
-
-    Floats, so that a metric's sums over examples are one matrix product.
-    """
+    """How often each example is drawn in each resample: float64 [R, S], every row sums to S."""
     rng = np.random.default_rng(seed)
     drawn_RS = rng.integers(num_examples, size=(_NUM_RESAMPLES, num_examples))
     rows = [np.bincount(drawn_S, minlength=num_examples) for drawn_S in drawn_RS]

@@ -31,12 +31,9 @@ class Refused(Exception):
 
 
 class Rule(BaseModel):
-    """Requirements on one score.
+    """Requirements on one score of `ScoreEntry`.
 
     Attributes:
-        task: Task of the score, as in `ScoreEntry`.
-        split: Test set of the score.
-        metric: Metric of the score.
         minimum: Least value of the student; None for no minimum.
         max_loss: Largest loss against the served model, in points; None for no limit.
     """
@@ -71,24 +68,14 @@ class _Rules(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Result of one requirement.
-
-    Attributes:
-        text: The score and the requirement.
-        passed: Whether the score fulfils it.
-    """
+    """A requirement with its score as text, and whether the score fulfils it."""
 
     text: str
     passed: bool
 
 
 def read_rules(path: Path) -> list[Rule]:
-    """Read the rules of a file.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is not TOML, or contains an invalid rule.
-    """
+    """Read a file of rules; ValueError if it is not TOML or contains an invalid rule."""
     try:
         return _Rules.model_validate(tomllib.loads(path.read_text(encoding="utf-8"))).score
     except (tomllib.TOMLDecodeError, ValidationError) as error:
@@ -96,11 +83,7 @@ def read_rules(path: Path) -> list[Rule]:
 
 
 def judge(rules: Sequence[Rule], entries: Sequence[ScoreEntry]) -> list[Verdict]:
-    """Check scores against rules; one verdict per requirement, in the rules' order.
-
-    Raises:
-        ValueError: A score that a rule names was not measured.
-    """
+    """Check scores against rules, in their order; ValueError if one was not measured."""
     return [verdict for rule in rules for verdict in _verdicts(rule, entries)]
 
 

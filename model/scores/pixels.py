@@ -18,13 +18,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pixels:
-    """Pixels of each image by class, without those of no class.
-
-    Attributes:
-        hit_SK: Pixels of a class that are predicted as it.
-        truth_SK: Pixels of a class.
-        called_SK: Pixels predicted as a class.
-    """
+    """Pixels of each image by class, but those of no class: hits, true and predicted ones."""
 
     hit_SK: Floats
     truth_SK: Floats

@@ -55,13 +55,10 @@ def found_within(depth: int) -> Callable[[Ranking, NDArray[np.float64]], NDArray
 
 
 def rank(scores_QC: NDArray[np.float32], right_QC: NDArray[np.bool_]) -> Ranking:
-    """Rank candidates by score, the highest first.
+    """Rank candidates by score, the highest first; ValueError for a query without a right answer.
 
     A wrong candidate that ties with the best right one comes before it, so that a model that
     answers everything alike finds nothing.
-
-    Raises:
-        ValueError: A query without a right answer.
     """
     num_right_Q = right_QC.sum(1)
     if not num_right_Q.all():

@@ -145,7 +145,7 @@ class LocalTransport:
 
     def send(self, request: Request, timeout_s: float) -> Any:
         """Answer a request."""
-        compute = getattr(self._servicer, RPCS[request.method][0])
+        compute = getattr(self._servicer, RPCS[request.method])
         answer = self._run(_answered(compute(write_request(request), None), timeout_s))
         return read_response(request, answer)
 

@@ -24,6 +24,8 @@ from typing import Any, Self, TypeVar
 from tipserve_client.images import ImageInput
 
 T = TypeVar("T")
+AsyncSource = Iterable[ImageInput] | AsyncIterable[ImageInput]
+Source = Iterable[ImageInput]
 
 
 async def async_pack(function: Callable[[], T], images: Sequence[ImageInput]) -> T:

@@ -1,14 +1,15 @@
 """Messages, errors and channel options of the gRPC service `tipserve.v1.EncoderService`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, get_args
 
 import grpc
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
 from google.rpc.error_details_pb2 import (  # type: ignore[import-untyped]  # no py.typed
     BadRequest,
     ErrorInfo,
@@ -29,11 +30,8 @@ from tipserve_client.errors import (
     item_error,
 )
 from tipserve_client.generated import (
-    classify_pb2,
-    dense_pb2,
     embed_pb2,
-    features_pb2,
-    image_pb2,
+    encoder_service_pb2,
     model_pb2,
     segment_pb2,
     stream_pb2,
@@ -43,11 +41,8 @@ from tipserve_client.generated import (
 from tipserve_client.images import ImageInput, encode_image
 from tipserve_client.requests import MAPS, Method, PendingImage, Request
 from tipserve_client.results import (
-    AREAS,
     EMBEDDINGS,
     LIMITS,
-    MODEL_FIELDS,
-    SCORES,
     ClassArea,
     ClassScore,
     Instance,
@@ -56,41 +51,23 @@ from tipserve_client.results import (
     ModelInfo,
     Segmentation,
     partial_items,
+    read_fields,
 )
 
-RPCS: Final[Mapping[Method, tuple[str, Any]]] = {
-    "embed_images": ("EmbedImages", embed_pb2.EmbedImagesRequest),
-    "embed_texts": ("EmbedTexts", embed_pb2.EmbedTextsRequest),
-    "segment_images": ("SegmentImages", segment_pb2.SegmentImagesRequest),
-    "classify_images": ("ClassifyImages", classify_pb2.ClassifyImagesRequest),
-    "visualize_features": ("VisualizeFeatures", features_pb2.VisualizeFeaturesRequest),
-    "estimate_depth": ("EstimateDepth", dense_pb2.EstimateDepthRequest),
-    "estimate_normals": ("EstimateNormals", dense_pb2.EstimateNormalsRequest),
-}
-ENUMS: Final[Mapping[str, tuple[Any, str]]] = {
-    "outputs": (embed_pb2.ImageOutput, "IMAGE_OUTPUT"),
-    "fit": (image_pb2.Fit, "FIT"),
-    "size": (dense_pb2.MapSize, "MAP_SIZE"),
-    "features": (segment_pb2.DenseFeatures, "DENSE_FEATURES"),
-    "mode": (segment_pb2.SegmentMode, "SEGMENT_MODE"),
-    "quality": (segment_pb2.SegmentQuality, "SEGMENT_QUALITY"),
-    "background": (segment_pb2.SegmentBackground, "SEGMENT_BACKGROUND"),
-    "kind": (features_pb2.FeatureKind, "FEATURE_KIND"),
-    "scope": (features_pb2.FeatureScope, "FEATURE_SCOPE"),
-    "dtype": (embed_pb2.VectorType, "VECTOR_TYPE"),
+_SERVICE: Any = encoder_service_pb2.DESCRIPTOR.services_by_name["EncoderService"]
+# The RPC of a method, as the service names it: `EmbedImages`.
+RPCS: Final[Mapping[Method, str]] = {
+    method: "".join(map(str.capitalize, method.split("_"))) for method in get_args(Method)
 }
 # Fields with another name than in the client and in REST.
 FIELD_NAMES: Final = {"dtype": "vector_type"}
+# Fields of an example's region, which REST lists.
+REGIONS: Final = {"point": ("x", "y"), "box": ("left", "top", "width", "height")}
 # The list of a response with an entry for each image; all other responses have `maps`.
 ROWS: Final[Mapping[Method, str]] = {
     "embed_images": "embeddings",
     "segment_images": "segmentations",
     "classify_images": "classifications",
-}
-# Enums of one method, where another has an enum of the same name.
-OWN_ENUMS: Final[Mapping[tuple[Method, str], tuple[Any, str]]] = {
-    ("classify_images", "features"): (classify_pb2.GlobalFeatures, "GLOBAL_FEATURES"),
-    ("segment_images", "size"): (segment_pb2.MaskSize, "MASK_SIZE"),
 }
 DTYPES: Final = {
     tensor_pb2.DATA_TYPE_FLOAT32: "<f4",
@@ -150,29 +127,65 @@ def write_request(request: Request) -> Any:
     Raises:
         InvalidRequest: A word is unknown: the protocol has numbers for them.
     """
-    fields: dict[str, Any] = {}
-    for name, value in request.fields.items():
-        if name in ENUMS:
-            kind, prefix = OWN_ENUMS.get((request.method, name)) or ENUMS[name]
-            number: Any = (
-                [_number(kind, prefix, one, f"outputs[{i}]") for i, one in enumerate(value)]
-                if name == "outputs"
-                else _number(kind, prefix, value, name)
-            )
-            fields[FIELD_NAMES.get(name, name)] = number
-        elif name == "templates":
-            fields[name] = _templates(value)
-        elif (name, value) == ("include_scores", "all"):
-            fields["include_all_scores"] = True
-        elif name in {"classes", "background_classes"}:
-            fields[name] = [_class(entry) for entry in value]
-        else:
-            fields[name] = value
+    kind: Any = GetMessageClass(_SERVICE.methods_by_name[RPCS[request.method]].input_type)
+    message = kind(**dict(_fields(kind.DESCRIPTOR, request.fields)))
     if request.method == "embed_texts":
-        fields["texts"] = request.texts
-    else:
-        fields["images"] = [image_pb2.Image(encoded=image) for image in request.images]
-    return RPCS[request.method][1](**fields)
+        message.texts.extend(request.texts)
+    for image in request.images:
+        message.images.add(encoded=image)
+    return message
+
+
+def _fields(kind: Any, fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Fields of a message of a kind, for its constructor."""
+    for name, value in fields.items():
+        field = kind.fields_by_name[FIELD_NAMES.get(name, name)]
+        if name == "outputs":
+            words = enumerate(value)
+            yield name, [_word(field.enum_type, one, f"outputs[{i}]") for i, one in words]
+        elif field.enum_type is not None:
+            yield field.name, _word(field.enum_type, value, name)
+        elif name == "templates":
+            yield name, _templates(value)
+        elif (name, value) == ("include_scores", "all"):
+            yield "include_all_scores", True
+        elif name in {"classes", "background_classes"}:
+            yield name, [dict(_fields(field.message_type, one)) for one in value]
+        elif name == "examples":
+            yield name, [_example(one) for one in value]
+        else:
+            yield name, value
+
+
+def _word(enum: Any, word: str, param: str) -> str:
+    """The protocol's name for a word, such as `FIT_ASPECT` for `aspect`."""
+    prefix = enum.values[0].name.removesuffix("UNSPECIFIED")
+    names = {one.name.removeprefix(prefix).lower(): one.name for one in enum.values[1:]}
+    if word not in names:
+        *others, last = map(repr, names)
+        raise InvalidRequest(
+            f"{param}: Input should be {', '.join(others)} or {last}, not {word!r}.",
+            code="unknown_output" if param.startswith("outputs") else "invalid_field",
+            param=param,
+        )
+    return str(names[word])
+
+
+def _templates(value: str | list[str]) -> dict[str, Any]:
+    if isinstance(value, str):
+        return {"set": _word(text_pb2.TemplateSet.DESCRIPTOR, value, "templates")}
+    return {"custom": {"templates": value}}
+
+
+def _example(example: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {"image": example["image"]}
+    for name, keys in REGIONS.items():
+        if name in example:
+            found[name] = dict(zip(keys, example[name], strict=True))
+    if "mask" in example:
+        height, width = example["mask"]["size"]
+        found["mask"] = {"height": height, "width": width, "counts": example["mask"]["counts"]}
+    return found
 
 
 def read_response(request: Request, response: Any, request_id: str | None = None) -> Any:
@@ -197,12 +210,9 @@ def read_response(request: Request, response: Any, request_id: str | None = None
 def read_model(model: model_pb2.Model) -> ModelInfo:
     """A served model."""
     outputs = (embed_pb2.ImageOutput.Name(number) for number in model.outputs)
-    return ModelInfo(
-        name=model.name,
-        outputs=tuple(name.removeprefix("IMAGE_OUTPUT_").lower() for name in outputs),
-        limits={name: getattr(model.limits, field) for name, field in LIMITS.items()},
-        **{name: getattr(model, name) for name in MODEL_FIELDS},
-    )
+    names = tuple(name.removeprefix("IMAGE_OUTPUT_").lower() for name in outputs)
+    limits = {name: getattr(model.limits, field) for name, field in LIMITS.items()}
+    return read_fields(ModelInfo, model, outputs=names, limits=limits)
 
 
 def read_error(code: int, message: str, metadata: Mapping[str, Any]) -> TipserveError:
@@ -306,53 +316,15 @@ def vectors(tensor: tensor_pb2.Tensor) -> Any:
     return Int8Vectors(values=values, scales=scales)
 
 
-def _number(kind: Any, prefix: str, word: str, param: str) -> int:
-    numbers: dict[str, int] = {
-        name.removeprefix(f"{prefix}_").lower(): number for name, number in kind.items() if number
-    }
-    if word not in numbers:
-        *others, last = map(repr, numbers)
-        raise InvalidRequest(
-            f"{param}: Input should be {', '.join(others)} or {last}, not {word!r}.",
-            code="unknown_output" if kind is embed_pb2.ImageOutput else "invalid_field",
-            param=param,
-        )
-    return numbers[word]
-
-
-def _class(entry: Mapping[str, Any]) -> segment_pb2.SegmentClass:
-    found = segment_pb2.SegmentClass(name=entry["name"], prompts=entry["prompts"])
-    if "pool" in entry:
-        pool: Any = _number(segment_pb2.PromptPool, "PROMPT_POOL", entry["pool"], "pool")
-        found.pool = pool
-    for example in entry.get("examples", ()):
-        one = found.examples.add(image=example["image"])
-        if "point" in example:
-            one.point.x, one.point.y = example["point"]
-        if "box" in example:
-            one.box.left, one.box.top, one.box.width, one.box.height = example["box"]
-        if "mask" in example:
-            one.mask.height, one.mask.width = example["mask"]["size"]
-            one.mask.counts = example["mask"]["counts"]
-    return found
-
-
-def _templates(value: str | list[str]) -> text_pb2.Templates:
-    if isinstance(value, str):
-        number: Any = _number(text_pb2.TemplateSet, "TEMPLATE_SET", value, "templates")
-        return text_pb2.Templates(set=number)
-    return text_pb2.Templates(custom=text_pb2.CustomTemplates(templates=value))
-
-
-def _rows(method: Method, response: Any) -> Iterable[Any]:
+def _rows(method: Method, response: Any) -> Any:
     """The entry of each image or text; it is empty where there is an error."""
     if method != "embed_texts":
-        return cast("Iterable[Any]", getattr(response, ROWS.get(method, "maps")))
+        return getattr(response, ROWS.get(method, "maps"))
     texts = vectors(response.embeddings)
-    if isinstance(texts, Int8Vectors):
-        rows = zip(texts.values, texts.scales, strict=True)
-        return (Int8Vectors(values=row, scales=np.asarray(scale)) for row, scale in rows)
-    return cast("Iterable[Any]", texts)
+    if not isinstance(texts, Int8Vectors):
+        return texts
+    rows = zip(texts.values, texts.scales, strict=True)
+    return [Int8Vectors(values=row, scales=np.asarray(scale)) for row, scale in rows]
 
 
 def _value(request: Request, row: Any) -> Any:
@@ -364,33 +336,23 @@ def _value(request: Request, row: Any) -> Any:
     if request.method == "segment_images":
         return _segmentation(row)
     if request.method == "classify_images":
-        return [ClassScore(**{name: getattr(c, name) for name in SCORES}) for c in row.classes]
+        return [read_fields(ClassScore, one) for one in row.classes]
     return array(getattr(row, MAPS[request.method]))
 
 
 def _segmentation(item: segment_pb2.Segmentation) -> Segmentation:
-    return Segmentation(
-        labels=array(item.labels),
-        scores=array(item.scores) if item.HasField("scores") else None,
-        classes=tuple(
-            ClassArea(**{name: getattr(one, name) for name in AREAS}) for one in item.classes
-        ),
-        background_share=item.background_share,
-        instances=tuple(
-            Instance(
-                label=one.label,
-                name=item.classes[one.label - 1].name,
-                area=one.area,
-                box=_box(one.box),
-                score=one.score,
-                size=(one.mask.height, one.mask.width),
-                counts=one.mask.counts,
-            )
-            for one in item.instances
-        ),
-        cosines=array(item.cosines) if item.HasField("cosines") else None,
+    names = ("labels", "scores", "cosines")
+    arrays = {n: array(getattr(item, n)) if item.HasField(n) else None for n in names}
+    classes = tuple(read_fields(ClassArea, one) for one in item.classes)
+    instances = tuple(
+        read_fields(
+            Instance,
+            one,
+            name=item.classes[one.label - 1].name,
+            box=tuple(int(getattr(one.box, side)) for side in REGIONS["box"]),
+            size=(one.mask.height, one.mask.width),
+            counts=one.mask.counts,
+        )
+        for one in item.instances
     )
-
-
-def _box(box: segment_pb2.Box) -> tuple[int, int, int, int]:
-    return int(box.left), int(box.top), int(box.width), int(box.height)
+    return read_fields(Segmentation, item, classes=classes, instances=instances, **arrays)

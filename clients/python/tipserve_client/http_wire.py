@@ -9,10 +9,9 @@ alone has the names and colours of classes.
 import base64
 import json
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import httpx
 import numpy as np
@@ -30,11 +29,8 @@ from tipserve_client.errors import (
 )
 from tipserve_client.requests import MAPS, Method, Request
 from tipserve_client.results import (
-    AREAS,
     EMBEDDINGS,
     LIMITS,
-    MODEL_FIELDS,
-    SCORES,
     ClassArea,
     ClassScore,
     Instance,
@@ -42,6 +38,7 @@ from tipserve_client.results import (
     ModelInfo,
     Segmentation,
     partial_items,
+    read_fields,
 )
 
 PATHS: Final[Mapping[Method, str]] = {
@@ -66,8 +63,7 @@ GRACE_S: Final = 1.0
 NOT_TIPSERVE: Final = "The response is not from a tipserve server; check the URL."
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """A whole HTTP response."""
 
     status: int
@@ -186,14 +182,21 @@ def read_response(request: Request, response: Response) -> Any:
             tensors, metadata = read_safetensors(response.content)
             errors = json.loads(metadata.get("errors", "[]"))
             if request.method == "embed_texts" and not request.is_partial:
-                return _texts(tensors)
+                rows, scales = tensors["embeddings"], tensors.get("embeddings_scale")
+                return rows if scales is None else Int8Vectors(values=rows, scales=scales)
             values = _tensor_values(request, tensors)
         if not request.is_partial:
             if len(values) != len(request.images):
                 raise ValueError("some images have no answer")
             return list(values.values())
         request_id = response.headers.get("x-request-id")
-        found = {entry["index"]: _item_error(entry["error"], request_id) for entry in errors}
+        found = {
+            entry["index"]: item_error(
+                **{name: entry["error"].get(name) for name in ("message", "code", "param")},
+                request_id=request_id,
+            )
+            for entry in errors
+        }
         return partial_items(values, {**found, **request.errors})
 
 
@@ -205,11 +208,12 @@ def read_models(response: Response) -> list[ModelInfo]:
     """
     with _checked(response):
         return [
-            ModelInfo(
+            read_fields(
+                ModelInfo,
+                card,
                 name=card["id"],
                 outputs=tuple(name for name in card["outputs"] if name != "text"),
                 limits={name: card["limits"][name] for name in LIMITS},
-                **{name: card[name] for name in MODEL_FIELDS},
             )
             for card in json.loads(response.content)["data"]
         ]
@@ -232,11 +236,6 @@ def read_error(response: Response) -> TipserveError:
         request_id=response.headers.get("x-request-id"),
         retry_after_s=_seconds(response.headers.get("retry-after")),
     )
-
-
-def _item_error(error: Mapping[str, Any], request_id: str | None) -> TipserveError:
-    param = error.get("param")
-    return item_error(error["message"], error["code"], param=param, request_id=request_id)
 
 
 def _seconds(text: str | None) -> float | None:
@@ -274,20 +273,13 @@ def _rows(tensors: Mapping[str, NDArray[Any]], name: str) -> dict[int, Any]:
 def _vectors(tensors: Mapping[str, NDArray[Any]], name: str) -> dict[int, Any]:
     """Arrays of a column by index, or with int8 their values and scales."""
     rows, scales = _rows(tensors, name), _rows(tensors, f"{name}_scale")
-    if not scales:
-        return rows
     # The scale of a single vector arrives as [] in a stacked column and as [1] in one by index.
     return {
         index: Int8Vectors(values=row, scales=np.reshape(scales[index], row.shape[:-1]))
+        if scales
+        else row
         for index, row in rows.items()
     }
-
-
-def _texts(tensors: Mapping[str, NDArray[Any]]) -> Any:
-    values = tensors["embeddings"]
-    if values.dtype != np.int8:
-        return values
-    return Int8Vectors(values=values, scales=tensors["embeddings_scale"])
 
 
 def _tensor_values(request: Request, tensors: Mapping[str, NDArray[Any]]) -> dict[int, Any]:
@@ -297,39 +289,31 @@ def _tensor_values(request: Request, tensors: Mapping[str, NDArray[Any]]) -> dic
     if request.method != "embed_images":
         return _rows(tensors, MAPS[request.method])
     found = {name: _vectors(tensors, name) for name in OUTPUTS}
-    indices = sorted({index for rows in found.values() for index in rows})
     kind = EMBEDDINGS[request.fields.get("dtype", "float32")]
     return {
         index: kind(**{name: rows[index] for name, rows in found.items() if rows})
-        for index in indices
+        for index in sorted({index for rows in found.values() for index in rows})
     }
 
 
 def _json_value(method: Method, item: Mapping[str, Any]) -> Any:
     if method == "classify_images":
-        return [ClassScore(**{n: c[n] for n in SCORES}) for c in item["classes"]]
-    names = [area["name"] for area in item["classes"]]
-    return Segmentation(
-        labels=_json_array(item["labels"]),
-        scores=_json_array(item["scores"]) if "scores" in item else None,
-        classes=tuple(ClassArea(**{n: area[n] for n in AREAS}) for area in item["classes"]),
-        background_share=item["background_share"],
-        instances=tuple(_instance(one, names) for one in item.get("instances", ())),
-        cosines=_json_array(item["cosines"]) if "cosines" in item else None,
+        return [read_fields(ClassScore, one) for one in item["classes"]]
+    names = ("labels", "scores", "cosines")
+    arrays = {name: _json_array(item[name]) if name in item else None for name in names}
+    classes = tuple(read_fields(ClassArea, one) for one in item["classes"])
+    instances = tuple(
+        read_fields(
+            Instance,
+            one,
+            name=classes[one["label"] - 1].name,
+            box=tuple(one["bbox"]),
+            size=tuple(one["segmentation"]["size"]),
+            counts=one["segmentation"]["counts"],
+        )
+        for one in item.get("instances", ())
     )
-
-
-def _instance(item: Mapping[str, Any], names: Sequence[str]) -> Instance:
-    mask = item["segmentation"]
-    return Instance(
-        label=item["label"],
-        name=names[item["label"] - 1],
-        area=item["area"],
-        box=tuple(item["bbox"]),
-        score=item["score"],
-        size=tuple(mask["size"]),
-        counts=mask["counts"],
-    )
+    return read_fields(Segmentation, item, classes=classes, instances=instances, **arrays)
 
 
 def _json_array(value: Mapping[str, Any]) -> NDArray[Any]:

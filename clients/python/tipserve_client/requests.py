@@ -8,11 +8,14 @@ from typing import Any, Final, Literal, TypedDict, cast
 from tipserve_client.errors import InvalidRequest, TipserveError
 from tipserve_client.images import ImageInput, encode_image
 
-# One image, or several.
-ImageInputs = ImageInput | Iterable[ImageInput]
+# One or several.
+Texts = Iterable[str] | str
+Images = ImageInput | Iterable[ImageInput]
 # Number format of embeddings; None is the server's default, float32.
 Dtype = Literal["float32", "float16", "int8"]
-Float32 = Literal["float32"] | None
+Plain = Literal["float32"] | None
+Half = Literal["float16"]
+Int8 = Literal["int8"]
 Output = Literal["cls1", "cls2", "patches", "values", "depth", "normals", "segmentation"]
 Fit = Literal["squash", "aspect"]
 MapSize = Literal["image", "model"]
@@ -53,7 +56,6 @@ Method = Literal[
     "estimate_depth",
     "estimate_normals",
 ]
-
 # Of a batch of images, such as [images, 3, height, width].
 BATCH_AXES: Final = 4
 # Name of the map in an answer.
@@ -71,11 +73,17 @@ class CallOptions(TypedDict, total=False):
     timeout_s: float
 
 
-class EmbedTextsOptions(CallOptions, total=False):
+class TextsOptions(CallOptions, total=False):
     """Options of `embed_texts`."""
 
     templates: Templates
     normalize: bool
+
+
+class PlainTextsOptions(TextsOptions, total=False):
+    """Options of `embed_texts` in float32, the default."""
+
+    dtype: Plain
 
 
 class ImageOptions(CallOptions, total=False):
@@ -85,11 +93,17 @@ class ImageOptions(CallOptions, total=False):
     fit: Fit
 
 
-class EmbedImagesOptions(ImageOptions, total=False):
+class EmbedOptions(ImageOptions, total=False):
     """Options of `embed_images` and `stream_images`."""
 
     outputs: Output | Sequence[Output]
     normalize: bool
+
+
+class PlainEmbedOptions(EmbedOptions, total=False):
+    """Options of `embed_images` and `stream_images` in float32, the default."""
+
+    dtype: Plain
 
 
 class SegmentOptions(ImageOptions, total=False):
@@ -139,8 +153,8 @@ class FeaturesOptions(ImageOptions, total=False):
 
 # `partial` is not in this table, because streams have no such option.
 OPTIONS: Final[Mapping[Method, frozenset[str]]] = {
-    "embed_images": EmbedImagesOptions.__optional_keys__ | {"dtype"},
-    "embed_texts": EmbedTextsOptions.__optional_keys__ | {"dtype"},
+    "embed_images": PlainEmbedOptions.__optional_keys__,
+    "embed_texts": PlainTextsOptions.__optional_keys__,
     "segment_images": SegmentOptions.__optional_keys__,
     "classify_images": ClassifyOptions.__optional_keys__,
     "visualize_features": FeaturesOptions.__optional_keys__,
@@ -188,8 +202,8 @@ def make_request(
     method: Method,
     options: Mapping[str, Any],
     *,
-    images: ImageInputs = (),
-    texts: Iterable[str] | str = (),
+    images: Images = (),
+    texts: Texts = (),
     classes: Classes | None = None,
     partial: bool = False,
 ) -> Request:
@@ -224,10 +238,19 @@ def make_request(
         fields["templates"] = list(fields["templates"])
     if partial:
         fields["partial"] = True
-    encoded, errors = encode_all(images, is_partial=partial)
+    encoded: list[bytes] = []
+    errors: dict[int, TipserveError] = {}
+    for index, image in enumerate(as_images(images)):
+        try:
+            encoded.append(encode_image(image, f"images[{index}]"))
+        except InvalidRequest as error:
+            if not partial:
+                raise
+            errors[index] = error
+            encoded.append(b"")  # so that indices in the answer match the caller's
     return Request(
         method=method,
-        images=encoded,
+        images=tuple(encoded),
         texts=(texts,) if isinstance(texts, str) else tuple(texts),
         fields=fields,
         timeout_s=options.get("timeout_s"),
@@ -235,30 +258,7 @@ def make_request(
     )
 
 
-def encode_all(
-    images: ImageInputs, *, is_partial: bool
-) -> tuple[tuple[bytes, ...], dict[int, TipserveError]]:
-    """Encode images; in a partial request also collect the errors of unreadable ones.
-
-    Unreadable images are sent empty, so that indices in the answer match the caller's.
-
-    Raises:
-        InvalidRequest: An image cannot be read, and the request is not partial.
-    """
-    encoded: list[bytes] = []
-    errors: dict[int, TipserveError] = {}
-    for index, image in enumerate(as_images(images)):
-        try:
-            encoded.append(encode_image(image, f"images[{index}]"))
-        except InvalidRequest as error:
-            if not is_partial:
-                raise
-            errors[index] = error
-            encoded.append(b"")
-    return tuple(encoded), errors
-
-
-def as_images(images: ImageInputs) -> Iterable[ImageInput]:
+def as_images(images: Images) -> Iterable[ImageInput]:
     """Several images from one or several. An array is one image, unless it has four axes."""
     is_array = hasattr(images, "shape") and len(images.shape) != BATCH_AXES
     is_one = is_array or isinstance(images, str | bytes | PathLike)
@@ -268,23 +268,23 @@ def as_images(images: ImageInputs) -> Iterable[ImageInput]:
 
 
 def class_list(classes: Classes, pool: PromptPool | None = None) -> list[dict[str, Any]]:
-    """Names and prompts of classes. The server uses the name where there are no prompts."""
+    """Names, prompts and examples of classes, with the fields of REST.
+
+    The server uses the name where there are no prompts.
+    """
     if isinstance(classes, str):
         classes = [classes]
     if not isinstance(classes, Mapping):
         return [{"name": name, "prompts": []} for name in classes]
-    found = [{"name": name, **_described(given)} for name, given in classes.items()]
-    pooled = {} if pool is None else {"pool": pool}
-    return [one | pooled if one["prompts"] else one for one in found]
-
-
-def _described(given: Sequence[str] | Sequence[Example]) -> dict[str, Any]:
-    """Prompts, or examples with the fields of REST."""
-    if isinstance(given, str):
-        given = [given]
-    found: dict[str, Any] = {"prompts": [one for one in given if isinstance(one, str)]}
-    examples = [_example(one) for one in given if isinstance(one, Example)]
-    return found | ({"examples": examples} if examples else {})
+    found = []
+    for name, given in classes.items():
+        shown = [given] if isinstance(given, str) else given
+        prompts = [one for one in shown if isinstance(one, str)]
+        examples = [_example(one) for one in shown if isinstance(one, Example)]
+        entry: dict[str, Any] = {"name": name, "prompts": prompts}
+        entry |= {"examples": examples} if examples else {}
+        found.append(entry | ({"pool": pool} if pool and prompts else {}))
+    return found
 
 
 def _example(example: Example) -> dict[str, Any]:

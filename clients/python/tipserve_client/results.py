@@ -5,7 +5,8 @@ any leading dimensions.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import numpy as np
@@ -82,13 +83,6 @@ class Int8ImageEmbedding(VectorsOfImage[Int8Vectors]):
     __slots__ = ()
 
 
-# Fields that both protocols give by these names.
-SCORES: Final = ("label", "name", "probability", "cosine")
-AREAS: Final = ("label", "name", "color", "area_share", "score")
-MODEL_FIELDS: Final = (
-    *("variant", "embed_dim", "patch_size", "native_size", "min_size", "max_size"),
-    *("size_multiple", "runtime", "precision", "device", "package_digest"),
-)
 # Limits that both protocols give, by REST's names, with those of gRPC.
 LIMITS: Final[Mapping[str, str]] = {
     "max_images": "max_image_count",
@@ -312,6 +306,19 @@ class Item(Generic[T]):
             raise self.error
         assert self.value is not None
         return self.value
+
+
+def read_fields(kind: type[T], source: Any, **given: Any) -> T:
+    """A result with the fields of a message, or the members of JSON, of the same names.
+
+    Args:
+        kind: A dataclass.
+        source: The message or the mapping.
+        given: Fields that differ between the protocols.
+    """
+    read = source.__getitem__ if isinstance(source, Mapping) else partial(getattr, source)
+    names: Any = fields(kind)  # type: ignore[arg-type]  # a dataclass
+    return kind(**given, **{one.name: read(one.name) for one in names if one.name not in given})
 
 
 def partial_items(values: Mapping[int, T], errors: Mapping[int, TipserveError]) -> list[Item[T]]:

@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, Literal, Self, TypeVar, Unpack, overload
 
 from numpy.typing import NDArray
 
 from tipserve_client._async import streaming
 from tipserve_client._async.transports import AsyncGrpcTransport, AsyncTransport, async_connect
-from tipserve_client.concurrency import async_pack
+from tipserve_client.concurrency import AsyncSource, async_pack
 from tipserve_client.connection import (
     DEFAULT_TIMEOUT_S,
     MAX_HTTP_CONNECTIONS,
@@ -21,20 +21,23 @@ from tipserve_client.connection import (
 )
 from tipserve_client.errors import TipserveError
 from tipserve_client.grpc_wire import StreamWire
-from tipserve_client.images import ImageInput
 from tipserve_client.requests import (
     Classes,
     ClassifyOptions,
     Dtype,
-    EmbedImagesOptions,
-    EmbedTextsOptions,
+    EmbedOptions,
     FeaturesOptions,
-    Float32,
-    ImageInputs,
+    Half,
+    Images,
+    Int8,
     MapOptions,
     Method,
+    PlainEmbedOptions,
+    PlainTextsOptions,
     Request,
     SegmentOptions,
+    Texts,
+    TextsOptions,
     as_images,
     make_request,
 )
@@ -52,7 +55,10 @@ from tipserve_client.results import (
 )
 
 T = TypeVar("T")
-DEFAULT_WINDOW: Final = 64
+WINDOW: Final = 64
+# Values of `partial`.
+No = Literal[False]
+Yes = Literal[True]
 
 
 class AsyncClient:
@@ -97,298 +103,181 @@ class AsyncClient:
 
     @overload
     async def embed_images(
-        self,
-        images: ImageInputs,
-        *,
-        dtype: Float32 = None,
-        partial: Literal[False] = False,
-        **options: Unpack[EmbedImagesOptions],
+        self, images: Images, *, partial: No = False, **options: Unpack[PlainEmbedOptions]
     ) -> list[ImageEmbedding]: ...
 
     @overload
     async def embed_images(
-        self,
-        images: ImageInputs,
-        *,
-        dtype: Literal["float16"],
-        partial: Literal[False] = False,
-        **options: Unpack[EmbedImagesOptions],
+        self, images: Images, *, dtype: Half, partial: No = False, **options: Unpack[EmbedOptions]
     ) -> list[HalfImageEmbedding]: ...
 
     @overload
     async def embed_images(
-        self,
-        images: ImageInputs,
-        *,
-        dtype: Literal["int8"],
-        partial: Literal[False] = False,
-        **options: Unpack[EmbedImagesOptions],
+        self, images: Images, *, dtype: Int8, partial: No = False, **options: Unpack[EmbedOptions]
     ) -> list[Int8ImageEmbedding]: ...
 
     @overload
     async def embed_images(
-        self,
-        images: ImageInputs,
-        *,
-        dtype: Float32 = None,
-        partial: Literal[True],
-        **options: Unpack[EmbedImagesOptions],
+        self, images: Images, *, partial: Yes, **options: Unpack[PlainEmbedOptions]
     ) -> list[Item[ImageEmbedding]]: ...
 
     @overload
     async def embed_images(
-        self,
-        images: ImageInputs,
-        *,
-        dtype: Dtype,
-        partial: Literal[True],
-        **options: Unpack[EmbedImagesOptions],
+        self, images: Images, *, dtype: Dtype, partial: Yes, **options: Unpack[EmbedOptions]
     ) -> list[Item[Any]]: ...
 
-    async def embed_images(
-        self,
-        images: ImageInputs,
-        *,
-        dtype: Dtype | None = None,
-        partial: bool = False,
-        **options: Unpack[EmbedImagesOptions],
-    ) -> Any:
+    async def embed_images(self, images: Images, **options: Any) -> Any:
         """Embed images: for each image the arrays that `outputs` names, in order.
 
         Args:
             images: One or several.
-            dtype: Number format: `float32`, `float16`, or `int8`, which needs a quarter of the
-                bytes and has a scale for each vector (see `Int8Vectors.to_float32`).
-            partial: Whether to return an `Item` for each image.
-            options: Further fields of the service's request.
+            options: `dtype`, the number format: `float32`, `float16`, or `int8`, which needs a
+                quarter of the bytes and has a scale for each vector (see
+                `Int8Vectors.to_float32`); `partial`; and fields of the service's request.
         """
-        given = {**options, "dtype": dtype}
-        return await self._call("embed_images", given, images=images, partial=partial)
+        return await self._call("embed_images", options, images=images)
 
     @overload
     async def embed_texts(
-        self,
-        texts: Iterable[str] | str,
-        *,
-        dtype: Float32 = None,
-        partial: Literal[False] = False,
-        **options: Unpack[EmbedTextsOptions],
+        self, texts: Texts, *, partial: No = False, **options: Unpack[PlainTextsOptions]
     ) -> FloatArray: ...
 
     @overload
     async def embed_texts(
-        self,
-        texts: Iterable[str] | str,
-        *,
-        dtype: Literal["float16"],
-        partial: Literal[False] = False,
-        **options: Unpack[EmbedTextsOptions],
+        self, texts: Texts, *, dtype: Half, partial: No = False, **options: Unpack[TextsOptions]
     ) -> HalfArray: ...
 
     @overload
     async def embed_texts(
-        self,
-        texts: Iterable[str] | str,
-        *,
-        dtype: Literal["int8"],
-        partial: Literal[False] = False,
-        **options: Unpack[EmbedTextsOptions],
+        self, texts: Texts, *, dtype: Int8, partial: No = False, **options: Unpack[TextsOptions]
     ) -> Int8Vectors: ...
 
     @overload
     async def embed_texts(
-        self,
-        texts: Iterable[str] | str,
-        *,
-        dtype: Float32 = None,
-        partial: Literal[True],
-        **options: Unpack[EmbedTextsOptions],
+        self, texts: Texts, *, partial: Yes, **options: Unpack[PlainTextsOptions]
     ) -> list[Item[FloatArray]]: ...
 
     @overload
     async def embed_texts(
-        self,
-        texts: Iterable[str] | str,
-        *,
-        dtype: Dtype,
-        partial: Literal[True],
-        **options: Unpack[EmbedTextsOptions],
+        self, texts: Texts, *, dtype: Dtype, partial: Yes, **options: Unpack[TextsOptions]
     ) -> list[Item[Any]]: ...
 
-    async def embed_texts(
-        self,
-        texts: Iterable[str] | str,
-        *,
-        dtype: Dtype | None = None,
-        partial: bool = False,
-        **options: Unpack[EmbedTextsOptions],
-    ) -> Any:
+    async def embed_texts(self, texts: Texts, **options: Any) -> Any:
         """Embed texts: one array [texts, width], or with `partial` an item with [width] for each.
 
         Args:
             texts: One or several; none may be blank.
-            dtype: As for `embed_images`.
-            partial: Whether to return an `Item` for each text.
-            options: Further fields of the service's request.
+            options: As for `embed_images`.
         """
-        given = {**options, "dtype": dtype}
-        return await self._call("embed_texts", given, texts=texts, partial=partial)
+        return await self._call("embed_texts", options, texts=texts)
 
     @overload
     async def segment(
         self,
-        images: ImageInputs,
+        images: Images,
         classes: Classes,
         *,
-        partial: Literal[False] = False,
+        partial: No = False,
         **options: Unpack[SegmentOptions],
     ) -> list[Segmentation]: ...
 
     @overload
     async def segment(
-        self,
-        images: ImageInputs,
-        classes: Classes,
-        *,
-        partial: Literal[True],
-        **options: Unpack[SegmentOptions],
+        self, images: Images, classes: Classes, *, partial: Yes, **options: Unpack[SegmentOptions]
     ) -> list[Item[Segmentation]]: ...
 
-    async def segment(
-        self,
-        images: ImageInputs,
-        classes: Classes,
-        *,
-        partial: bool = False,
-        **options: Unpack[SegmentOptions],
-    ) -> Any:
+    async def segment(self, images: Images, classes: Classes, **options: Any) -> Any:
         """Segment images: a mask of each image's size, k where the k-th class is, 0 elsewhere."""
-        return await self._call(
-            "segment_images", options, images=images, classes=classes, partial=partial
-        )
+        return await self._call("segment_images", options, images=images, classes=classes)
 
     @overload
     async def classify(
         self,
-        images: ImageInputs,
+        images: Images,
         classes: Classes,
         *,
-        partial: Literal[False] = False,
+        partial: No = False,
         **options: Unpack[ClassifyOptions],
     ) -> list[list[ClassScore]]: ...
 
     @overload
     async def classify(
-        self,
-        images: ImageInputs,
-        classes: Classes,
-        *,
-        partial: Literal[True],
-        **options: Unpack[ClassifyOptions],
+        self, images: Images, classes: Classes, *, partial: Yes, **options: Unpack[ClassifyOptions]
     ) -> list[Item[list[ClassScore]]]: ...
 
-    async def classify(
-        self,
-        images: ImageInputs,
-        classes: Classes,
-        *,
-        partial: bool = False,
-        **options: Unpack[ClassifyOptions],
-    ) -> Any:
+    async def classify(self, images: Images, classes: Classes, **options: Any) -> Any:
         """Classify images: the scores of all classes for each image, the best first."""
-        return await self._call(
-            "classify_images", options, images=images, classes=classes, partial=partial
-        )
+        return await self._call("classify_images", options, images=images, classes=classes)
 
     @overload
     async def features(
-        self,
-        images: ImageInputs,
-        *,
-        partial: Literal[False] = False,
-        **options: Unpack[FeaturesOptions],
+        self, images: Images, *, partial: No = False, **options: Unpack[FeaturesOptions]
     ) -> list[NDArray[Any]]: ...
 
     @overload
     async def features(
-        self, images: ImageInputs, *, partial: Literal[True], **options: Unpack[FeaturesOptions]
+        self, images: Images, *, partial: Yes, **options: Unpack[FeaturesOptions]
     ) -> list[Item[NDArray[Any]]]: ...
 
-    async def features(
-        self, images: ImageInputs, *, partial: bool = False, **options: Unpack[FeaturesOptions]
-    ) -> Any:
+    async def features(self, images: Images, **options: Any) -> Any:
         """Visualise patch embeddings: colours [H, W, 3], one component or groups [H, W]."""
-        return await self._call("visualize_features", options, images=images, partial=partial)
+        return await self._call("visualize_features", options, images=images)
 
     @overload
     async def depth(
-        self, images: ImageInputs, *, partial: Literal[False] = False, **options: Unpack[MapOptions]
+        self, images: Images, *, partial: No = False, **options: Unpack[MapOptions]
     ) -> list[FloatArray]: ...
 
     @overload
     async def depth(
-        self, images: ImageInputs, *, partial: Literal[True], **options: Unpack[MapOptions]
+        self, images: Images, *, partial: Yes, **options: Unpack[MapOptions]
     ) -> list[Item[FloatArray]]: ...
 
-    async def depth(
-        self, images: ImageInputs, *, partial: bool = False, **options: Unpack[MapOptions]
-    ) -> Any:
+    async def depth(self, images: Images, **options: Any) -> Any:
         """Estimate depth in metres, [H, W], if the model has a depth head."""
-        return await self._call("estimate_depth", options, images=images, partial=partial)
+        return await self._call("estimate_depth", options, images=images)
 
     @overload
     async def normals(
-        self, images: ImageInputs, *, partial: Literal[False] = False, **options: Unpack[MapOptions]
+        self, images: Images, *, partial: No = False, **options: Unpack[MapOptions]
     ) -> list[FloatArray]: ...
 
     @overload
     async def normals(
-        self, images: ImageInputs, *, partial: Literal[True], **options: Unpack[MapOptions]
+        self, images: Images, *, partial: Yes, **options: Unpack[MapOptions]
     ) -> list[Item[FloatArray]]: ...
 
-    async def normals(
-        self, images: ImageInputs, *, partial: bool = False, **options: Unpack[MapOptions]
-    ) -> Any:
+    async def normals(self, images: Images, **options: Any) -> Any:
         """Estimate surface normals, unit vectors [H, W, 3], if the model has a normals head."""
-        return await self._call("estimate_normals", options, images=images, partial=partial)
+        return await self._call("estimate_normals", options, images=images)
 
     @overload
     def stream_images(
-        self,
-        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
-        *,
-        window: int = DEFAULT_WINDOW,
-        dtype: Float32 = None,
-        **options: Unpack[EmbedImagesOptions],
+        self, images: AsyncSource, *, window: int = WINDOW, **options: Unpack[PlainEmbedOptions]
     ) -> AsyncIterator[Item[ImageEmbedding]]: ...
 
     @overload
     def stream_images(
         self,
-        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        images: AsyncSource,
         *,
-        window: int = DEFAULT_WINDOW,
-        dtype: Literal["float16"],
-        **options: Unpack[EmbedImagesOptions],
+        window: int = WINDOW,
+        dtype: Half,
+        **options: Unpack[EmbedOptions],
     ) -> AsyncIterator[Item[HalfImageEmbedding]]: ...
 
     @overload
     def stream_images(
         self,
-        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        images: AsyncSource,
         *,
-        window: int = DEFAULT_WINDOW,
-        dtype: Literal["int8"],
-        **options: Unpack[EmbedImagesOptions],
+        window: int = WINDOW,
+        dtype: Int8,
+        **options: Unpack[EmbedOptions],
     ) -> AsyncIterator[Item[Int8ImageEmbedding]]: ...
 
     def stream_images(
-        self,
-        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
-        *,
-        window: int = DEFAULT_WINDOW,
-        dtype: Dtype | None = None,
-        **options: Unpack[EmbedImagesOptions],
+        self, images: AsyncSource, *, window: int = WINDOW, **options: Any
     ) -> AsyncIterator[Item[Any]]:
         """Embed any number of images: yields an item for each, in order.
 
@@ -398,15 +287,14 @@ class AsyncClient:
         Args:
             images: Read in the background, at most `window` ahead of the answers.
             window: Images in flight at most; over HTTP at most 16.
-            dtype: As for `embed_images`.
-            options: As for `embed_images`; `timeout_s` is for each image.
+            options: As for `embed_images`, without `partial`; `timeout_s` is for each image.
 
         Raises:
             ValueError: `window` is less than 1.
         """
         if window < 1:
             raise ValueError(f"window: {window} given, at least 1 required")
-        template = make_request("embed_images", {**options, "dtype": dtype})
+        template = make_request("embed_images", options)
         if not isinstance(self._transport, AsyncGrpcTransport):
             size = min(window, MAX_HTTP_CONNECTIONS)
             return streaming.stream_over_http(self._send, images, template, window_size=size)
@@ -431,12 +319,11 @@ class AsyncClient:
         await self.close()
 
     async def _call(
-        self, method: Method, options: Mapping[str, Any], *, images: ImageInputs = (), **given: Any
+        self, method: Method, options: dict[str, Any], *, images: Images = (), **given: Any
     ) -> Any:
-        several = list(as_images(images))
-        request = await async_pack(
-            lambda: make_request(method, options, images=several, **given), several
-        )
+        given |= {"images": (several := list(as_images(images)))}
+        given["partial"] = options.pop("partial", False)
+        request = await async_pack(lambda: make_request(method, options, **given), several)
         return await self._send(request)
 
     async def _send(self, request: Request) -> Any:

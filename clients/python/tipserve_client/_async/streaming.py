@@ -2,14 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterable,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,7 +10,13 @@ from typing import Any
 import grpc
 
 from tipserve_client._async.transports import AsyncGrpcTransport
-from tipserve_client.concurrency import AsyncWorkers, async_background, async_iterate, async_pack
+from tipserve_client.concurrency import (
+    AsyncSource,
+    AsyncWorkers,
+    async_background,
+    async_iterate,
+    async_pack,
+)
 from tipserve_client.connection import Attempts
 from tipserve_client.errors import TipserveError, Unavailable
 from tipserve_client.grpc_wire import StreamWire, rpc_error
@@ -25,13 +24,12 @@ from tipserve_client.images import ImageInput, encode_image
 from tipserve_client.requests import PendingImage, Request
 from tipserve_client.results import Item
 
-Images = Iterable[ImageInput] | AsyncIterable[ImageInput]
 Prepare = Callable[[int, ImageInput], Awaitable[PendingImage]]
 
 
 async def stream_over_grpc(
     transport: AsyncGrpcTransport,
-    images: Images,
+    images: AsyncSource,
     wire: StreamWire,
     *,
     window_size: int,
@@ -53,15 +51,14 @@ async def stream_over_grpc(
                 async with aclosing(_answers(transport, window, wire, attempts)) as answers:
                     async for item in answers:
                         yield item
-                break
+                return
             except TipserveError as error:
                 await sleep(attempts.pause_s(error))
-        window.raise_failure()
 
 
 async def stream_over_http(
     send: Callable[[Request], Awaitable[Any]],
-    images: Images,
+    images: AsyncSource,
     template: Request,
     *,
     window_size: int,
@@ -82,7 +79,6 @@ async def stream_over_http(
         while (pending := await window.first()) is not None:
             yield await _outcome(pending, workers)
             await window.remove_first()
-        window.raise_failure()
 
 
 class AsyncWindow:
@@ -102,29 +98,30 @@ class AsyncWindow:
         self._failure: BaseException | None = None
         self._changed = asyncio.Condition()
 
-    async def wait_for_room(self) -> bool:
-        """Wait until another image fits; False if the window is closed."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._is_closed or len(self._pending) < self._size)
-            return not self._is_closed
+    async def fill(self, images: AsyncSource, prepare: Prepare) -> None:
+        """Add all images, each when there is room, until the window is closed."""
+        index = 0
+        try:
+            async for image in async_iterate(images):
+                async with self._changed:
+                    await self._changed.wait_for(self._has_room)
+                if self._is_closed:
+                    return
+                self._pending.append(await prepare(index, image))
+                await self._notify()
+                index += 1
+        except BaseException as error:
+            # Also what is no Exception: the caller would wait for ever otherwise.
+            self._failure = error
+        self._is_complete = True
+        await self._notify()
 
-    async def add(self, image: PendingImage) -> None:
-        """Add an image; there must be room."""
+    def _has_room(self) -> bool:
+        return self._is_closed or len(self._pending) < self._size
+
+    async def _notify(self) -> None:
         async with self._changed:
-            self._pending.append(image)
             self._changed.notify_all()
-
-    async def complete(self, failure: BaseException | None = None) -> None:
-        """No image follows: the caller's iterator is exhausted, or it raised `failure`."""
-        async with self._changed:
-            self._is_complete = True
-            self._failure = failure
-            self._changed.notify_all()
-
-    def raise_failure(self) -> None:
-        """Raise what the caller's iterator raised."""
-        if self._failure is not None:
-            raise self._failure
 
     async def start_stream(self) -> int:
         """Mark all images as unsent, and return the number of the new stream."""
@@ -149,9 +146,15 @@ class AsyncWindow:
         return None
 
     async def first(self) -> PendingImage | None:
-        """Wait for the first image without an answer; None if no image follows."""
+        """Wait for the first image without an answer; None if no image follows.
+
+        Raises:
+            BaseException: What the caller's iterator raised, after the images before it.
+        """
         async with self._changed:
             await self._changed.wait_for(lambda: self._pending or self._is_complete)
+            if self._failure is not None and not self._pending:
+                raise self._failure
             return self._pending[0] if self._pending else None
 
     async def remove_first(self) -> None:
@@ -163,35 +166,21 @@ class AsyncWindow:
 
     async def close(self) -> None:
         """Release everything that waits to add or send images."""
-        async with self._changed:
-            self._is_closed = True
-            self._changed.notify_all()
+        self._is_closed = True
+        await self._notify()
 
 
 @asynccontextmanager
-async def _filled_window(images: Images, prepare: Prepare, size: int) -> AsyncIterator[AsyncWindow]:
+async def _filled_window(
+    images: AsyncSource, prepare: Prepare, size: int
+) -> AsyncIterator[AsyncWindow]:
     """A window that is filled in the background."""
     window = AsyncWindow(size)
-    async with async_background(lambda: _fill(window, images, prepare)):
+    async with async_background(lambda: window.fill(images, prepare)):
         try:
             yield window
         finally:
             await window.close()
-
-
-async def _fill(window: AsyncWindow, images: Images, prepare: Prepare) -> None:
-    index = 0
-    try:
-        async for image in async_iterate(images):
-            if not await window.wait_for_room():
-                return
-            await window.add(await prepare(index, image))
-            index += 1
-    except BaseException as error:
-        # Also what is no Exception: the caller would wait for ever otherwise.
-        await window.complete(error)
-    else:
-        await window.complete()
 
 
 async def _answers(

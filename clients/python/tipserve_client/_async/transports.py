@@ -55,7 +55,7 @@ class AsyncGrpcTransport:
         Raises:
             TipserveError: The request failed.
         """
-        rpc = getattr(self._stub, grpc_wire.RPCS[request.method][0])
+        rpc = getattr(self._stub, grpc_wire.RPCS[request.method])
         message = grpc_wire.write_request(request)
         answer, metadata = await self._call(rpc, message, timeout_s)
         return grpc_wire.read_response(request, answer, grpc_wire.request_id(metadata))

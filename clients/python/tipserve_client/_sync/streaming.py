@@ -3,12 +3,7 @@
 
 import threading
 from collections import deque
-from collections.abc import (
-    Callable,
-    Generator,
-    Iterable,
-    Iterator,
-)
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -16,7 +11,13 @@ from typing import Any
 import grpc
 
 from tipserve_client._sync.transports import GrpcTransport
-from tipserve_client.concurrency import Workers, background, iterate, pack
+from tipserve_client.concurrency import (
+    Source,
+    Workers,
+    background,
+    iterate,
+    pack,
+)
 from tipserve_client.connection import Attempts
 from tipserve_client.errors import TipserveError, Unavailable
 from tipserve_client.grpc_wire import StreamWire, rpc_error
@@ -24,13 +25,12 @@ from tipserve_client.images import ImageInput, encode_image
 from tipserve_client.requests import PendingImage, Request
 from tipserve_client.results import Item
 
-Images = Iterable[ImageInput]
 Prepare = Callable[[int, ImageInput], PendingImage]
 
 
 def stream_over_grpc(
     transport: GrpcTransport,
-    images: Images,
+    images: Source,
     wire: StreamWire,
     *,
     window_size: int,
@@ -51,15 +51,14 @@ def stream_over_grpc(
             try:
                 with closing(_answers(transport, window, wire, attempts)) as answers:
                     yield from answers
-                break
+                return
             except TipserveError as error:
                 sleep(attempts.pause_s(error))
-        window.raise_failure()
 
 
 def stream_over_http(
     send: Callable[[Request], Any],
-    images: Images,
+    images: Source,
     template: Request,
     *,
     window_size: int,
@@ -80,7 +79,6 @@ def stream_over_http(
         while (pending := window.first()) is not None:
             yield _outcome(pending, workers)
             window.remove_first()
-        window.raise_failure()
 
 
 class Window:
@@ -100,29 +98,30 @@ class Window:
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
 
-    def wait_for_room(self) -> bool:
-        """Wait until another image fits; False if the window is closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_closed or len(self._pending) < self._size)
-            return not self._is_closed
+    def fill(self, images: Source, prepare: Prepare) -> None:
+        """Add all images, each when there is room, until the window is closed."""
+        index = 0
+        try:
+            for image in iterate(images):
+                with self._changed:
+                    self._changed.wait_for(self._has_room)
+                if self._is_closed:
+                    return
+                self._pending.append(prepare(index, image))
+                self._notify()
+                index += 1
+        except BaseException as error:
+            # Also what is no Exception: the caller would wait for ever otherwise.
+            self._failure = error
+        self._is_complete = True
+        self._notify()
 
-    def add(self, image: PendingImage) -> None:
-        """Add an image; there must be room."""
+    def _has_room(self) -> bool:
+        return self._is_closed or len(self._pending) < self._size
+
+    def _notify(self) -> None:
         with self._changed:
-            self._pending.append(image)
             self._changed.notify_all()
-
-    def complete(self, failure: BaseException | None = None) -> None:
-        """No image follows: the caller's iterator is exhausted, or it raised `failure`."""
-        with self._changed:
-            self._is_complete = True
-            self._failure = failure
-            self._changed.notify_all()
-
-    def raise_failure(self) -> None:
-        """Raise what the caller's iterator raised."""
-        if self._failure is not None:
-            raise self._failure
 
     def start_stream(self) -> int:
         """Mark all images as unsent, and return the number of the new stream."""
@@ -147,9 +146,15 @@ class Window:
         return None
 
     def first(self) -> PendingImage | None:
-        """Wait for the first image without an answer; None if no image follows."""
+        """Wait for the first image without an answer; None if no image follows.
+
+        Raises:
+            BaseException: What the caller's iterator raised, after the images before it.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._pending or self._is_complete)
+            if self._failure is not None and not self._pending:
+                raise self._failure
             return self._pending[0] if self._pending else None
 
     def remove_first(self) -> None:
@@ -161,35 +166,19 @@ class Window:
 
     def close(self) -> None:
         """Release everything that waits to add or send images."""
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify_all()
+        self._is_closed = True
+        self._notify()
 
 
 @contextmanager
-def _filled_window(images: Images, prepare: Prepare, size: int) -> Iterator[Window]:
+def _filled_window(images: Source, prepare: Prepare, size: int) -> Iterator[Window]:
     """A window that is filled in the background."""
     window = Window(size)
-    with background(lambda: _fill(window, images, prepare)):
+    with background(lambda: window.fill(images, prepare)):
         try:
             yield window
         finally:
             window.close()
-
-
-def _fill(window: Window, images: Images, prepare: Prepare) -> None:
-    index = 0
-    try:
-        for image in iterate(images):
-            if not window.wait_for_room():
-                return
-            window.add(prepare(index, image))
-            index += 1
-    except BaseException as error:
-        # Also what is no Exception: the caller would wait for ever otherwise.
-        window.complete(error)
-    else:
-        window.complete()
 
 
 def _answers(

@@ -56,7 +56,7 @@ class GrpcTransport:
         Raises:
             TipserveError: The request failed.
         """
-        rpc = getattr(self._stub, grpc_wire.RPCS[request.method][0])
+        rpc = getattr(self._stub, grpc_wire.RPCS[request.method])
         message = grpc_wire.write_request(request)
         answer, metadata = self._call(rpc, message, timeout_s)
         return grpc_wire.read_response(request, answer, grpc_wire.request_id(metadata))

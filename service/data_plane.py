@@ -124,10 +124,10 @@ class DataPlane:
             max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels
         )
         self._pool = pool
-        preparer = ImagePreparer(
+        self._preparer = ImagePreparer(
             self.image_limits, max_patches=max_image_patches, jpeg_decode=jpeg_decode
         )
-        self._images = ImagePipeline(preparer, pool, admission, models.images)
+        self._images = ImagePipeline(self._preparer, pool, admission, models.images)
 
     @property
     def health(self) -> dict[str, bool]:
@@ -349,7 +349,7 @@ class DataPlane:
             prompts = self._class_prompts(request, model, head)
             job = self._image_job(request, model, (features,))
             if request.quality == "fine":
-                job.rules = (job.rule, self._images.finer(job.rule, model.manifest.max_size))
+                job.rules = (job.rule, self._preparer.finer(job.rule, model.manifest.max_size))
             rules = _mask_rules(request, model, features, head)
             if request.quality != "published":
                 rules = _with_foreground(rules, model, prompts)

@@ -114,16 +114,6 @@ class SizeRule:
     scaling: Scaling = "bilinear"
     max_patches: int | None = None
 
-    def finer(self, max_resolution: int, max_patches: int) -> Self:
-        """The second size of `quality` `fine`: 1.6 times the resolution, as far as the model goes.
-
-        Args:
-            max_resolution: Of the model.
-            max_patches: Of an image; a long one gets a smaller resolution.
-        """
-        resolution = round(FINER_FACTOR * self.resolution / self.multiple) * self.multiple
-        return replace(self, resolution=min(resolution, max_resolution), max_patches=max_patches)
-
     def target_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """Height and width to scale an image to."""
         height, width = size_hw
@@ -237,6 +227,18 @@ class ImagePreparer:
         if rule.patch_size <= USUAL_PATCH:
             return self._max_patches
         return self._max_patches * COUNTED_PIXELS // rule.patch_size**2
+
+    def finer(self, rule: SizeRule, max_resolution: int) -> SizeRule:
+        """The second size of `quality` `fine`: 1.6 times the resolution, as far as the model goes.
+
+        An image of too many patches at that resolution gets a smaller one.
+        """
+        resolution = round(FINER_FACTOR * rule.resolution / rule.multiple) * rule.multiple
+        return replace(
+            rule,
+            resolution=min(resolution, max_resolution),
+            max_patches=self.max_patches(rule),
+        )
 
     def measure(
         self, image: ImageInput, rules: Sequence[SizeRule], *, param: str

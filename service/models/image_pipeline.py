@@ -7,11 +7,11 @@ Each step is awaited on the caller's event loop. The pool reads headers and deco
 
 import asyncio
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ from service.models.image_cache import EncodedImage, ImageCache, ImageKey
 from service.models.served_model import ServedModel
 from service.waiting import Pool, cancel_all, run_in_pool
 
+T = TypeVar("T")
 # A request that takes more memory has the heap trimmed first: after other large requests, threads
 # held up to 42 MiB of free pages, in pieces that a large image cannot use.
 TRIMMED_BYTES: Final = 16 * 2**20
@@ -42,10 +43,9 @@ TRIMMED_BYTES: Final = 16 * 2**20
 # decoded or a large answer is made, runtimes free what they keep for later batches. Each time costs
 # some 25 ms of CPU time with the next batch; a PNG of 25 megapixels takes 500.
 RELEASED_BYTES: Final = 96 * 2**20
-# To digest so many bytes takes as long as to hand the work to a thread.
+# Images of so many bytes together are digested and measured at once: to hand that to a thread takes
+# as long.
 INLINE_BYTES: Final = 128 * 1024
-# An image at one size: the index of the image, and that of the size.
-View = tuple[int, int]
 
 
 # What is made for every request is not frozen: that doubles the time to make it.
@@ -75,33 +75,62 @@ class ImageJob:
         return self.rules[0]
 
 
-@dataclass(slots=True)
-class MeasuredImages:
-    """What the headers say of the images that can be read.
+@dataclass(slots=True, kw_only=True, eq=False)
+class MeasuredImage:
+    """An image that can be read.
 
     Attributes:
-        indices: Of the images in the request.
-        sizes_hw: Height and width of each.
-        num_patches: Patches of each at the usual size.
-        num_queued_patches: Patches that the lanes compute.
-        num_at_once: How many to decode at once.
-        num_bytes: Memory that so many take while they are decoded; 0 if they are small.
-        errors: Why others cannot be read, by index.
-        cached: What needs no work, by the index of the image and that of the size.
-        keys: Of the rest that the cache keeps, likewise.
-        missing: Indices of the sizes that an image is decoded for, by its index.
+        index: In the request.
+        size_hw: Height and width.
+        num_patches: At each size; of a cached image only the first is right.
+        encoded: Its outputs at each size; None until they are known.
+        key: Of the usual size; None if the cache does not keep it.
+        decoding_bytes: Memory for decoding it; 0 if that is little.
     """
 
-    indices: list[int] = field(default_factory=list)
-    sizes_hw: list[tuple[int, int]] = field(default_factory=list)
-    num_patches: list[int] = field(default_factory=list)
-    num_queued_patches: int = 0
+    index: int
+    size_hw: tuple[int, int]
+    num_patches: Sequence[int]
+    encoded: list[EncodedImage | None]
+    key: ImageKey | None
+    decoding_bytes: int = 0
+
+    @property
+    def missing(self) -> list[int]:
+        """Indices of the sizes that are not known yet."""
+        return [k for k, image in enumerate(self.encoded) if image is None]
+
+
+@dataclass(slots=True, kw_only=True)
+class MeasuredImages:
+    """The images of a request as their headers say, and errors of the others by index.
+
+    Attributes:
+        images: Those that can be read.
+        errors: Why others cannot.
+        num_at_once: How many to decode at once.
+        num_bytes: Memory that so many take while they are decoded; 0 if they are small.
+    """
+
+    images: list[MeasuredImage] = field(default_factory=list)
+    errors: dict[int, ServiceError] = field(default_factory=dict)
     num_at_once: int = 1
     num_bytes: int = 0
-    errors: dict[int, ServiceError] = field(default_factory=dict)
-    cached: dict[View, EncodedImage] = field(default_factory=dict)
-    keys: dict[View, ImageKey] = field(default_factory=dict)
-    missing: dict[int, list[int]] = field(default_factory=dict)
+
+    @property
+    def sizes_hw(self) -> list[tuple[int, int]]:
+        """Height and width of each."""
+        return [image.size_hw for image in self.images]
+
+    @property
+    def num_patches(self) -> list[int]:
+        """Patches of each at the usual size."""
+        return [image.num_patches[0] for image in self.images]
+
+    @property
+    def num_queued_patches(self) -> int:
+        """Patches that the lanes compute."""
+        return sum([image.num_patches[k] for image in self.images for k in image.missing])
 
 
 @dataclass(slots=True)
@@ -128,10 +157,6 @@ class ImagePipeline:
         self._admission = admission
         self._cache = cache
 
-    def finer(self, rule: SizeRule, max_resolution: int) -> SizeRule:
-        """The second size of `quality` `fine`; see `SizeRule.finer`."""
-        return rule.finer(max_resolution, self._preparer.max_patches(rule))
-
     async def measure(self, job: ImageJob, model: ServedModel, call: Call) -> MeasuredImages:
         """Look all images up in the cache, and read the headers of the others.
 
@@ -142,20 +167,15 @@ class ImagePipeline:
         if not job.images:
             return MeasuredImages()
         with call.stage("decode"):
-            look_up = partial(self._look_up, job, model, call.key_digest)
+            measure = partial(self._measure, job, model, call.key_digest)
             num_bytes = sum([len(image) for image in job.images if isinstance(image, bytes)])
             if num_bytes <= INLINE_BYTES:
-                measured = look_up()
+                measured = measure()
             else:
-                (measured,) = await run_in_pool(self._pool, [look_up])
-            measure = partial(self._measure, job, measured)
-            if measured.missing:
-                await run_in_pool(self._pool, [measure])
-            else:
-                measure()
-            call.sizes_hw = measured.sizes_hw
-            call.is_cached = len(measured.cached) == len(job.images) * len(job.rules)
-            return measured
+                (measured,) = await run_in_pool(self._pool, [measure])
+        call.sizes_hw = measured.sizes_hw
+        call.is_cached = not measured.errors and not any(i.missing for i in measured.images)
+        return measured
 
     async def run(
         self, job: ImageJob, measured: MeasuredImages, model: ServedModel, call: Call
@@ -168,22 +188,21 @@ class ImagePipeline:
         """
         try:
             with call.stage("decode"):
-                images = await self._decode(job, measured, model)
+                decoded = await self._decode(job, measured, model)
         except asyncio.CancelledError:
             model.queue.count_abandoned(len(job.images), call.deadline)
             raise
-        parts = {view: job.rules[view[1]].parts(i.pixels_3HW) for view, i in images.items()}
-        done: Iterator[Completed] = iter(())
-        if parts:
-            inputs = [part for pixels in parts.values() for part in pixels]
-            done = iter(await _run(inputs, job, model, call))
-        encoded = dict(measured.cached)
-        for view, image in images.items():
-            new = _encoded(image, islice(done, len(parts[view])), job.rules[view[1]])
-            is_kept = view in measured.keys and not self._is_short_of_memory
-            encoded[view] = self._cache.keep(measured.keys[view], new) if is_kept else new
-        readable = [index for index in measured.indices if index not in measured.errors]
-        sizes = [[encoded[index, k] for index in readable] for k in range(len(job.rules))]
+        parts = [p for _, k, one in decoded for p in job.rules[k].parts(one.pixels_3HW)]
+        done = iter(await _run(parts, job, model, call) if parts else ())
+        for image, k, one in decoded:
+            new = _encoded(one, done, job.rules[k])
+            if image.key is not None and not self._is_short_of_memory:
+                new = self._cache.keep(image.key._replace(rule=job.rules[k]), new)
+            image.encoded[k] = new
+        sizes = [
+            [found for image in measured.images if (found := image.encoded[k]) is not None]
+            for k in range(len(job.rules))
+        ]
         return EncodedImages(sizes, measured.errors)
 
     async def make_room(self, num_bytes: int, model: ServedModel) -> None:
@@ -202,97 +221,94 @@ class ImagePipeline:
             model.release_idle_memory()
         trim()
 
-    def _look_up(self, job: ImageJob, model: ServedModel, owner: bytes) -> MeasuredImages:
-        """Find what is cached, and what is missing."""
+    def _measure(self, job: ImageJob, model: ServedModel, owner: bytes) -> MeasuredImages:
         measured = MeasuredImages()
-        for index, image in enumerate(job.images):
-            key = self._cache.key(image, job.rule, model, owner) if job.kind == "image" else None
-            missing = []
-            for k, rule in enumerate(job.rules):
-                own_key = None if key is None else key._replace(rule=rule)
-                found = own_key and self._cache.find(
-                    own_key, job.patch_outputs, has_guide=job.has_guide
-                )
-                if found is not None:
-                    measured.cached[index, k] = found
-                    continue
-                missing.append(k)
-                if own_key is not None:
-                    measured.keys[index, k] = own_key
-            if missing:
-                measured.missing[index] = missing
-        return measured
-
-    def _measure(self, job: ImageJob, measured: MeasuredImages) -> None:
-        """Read the headers of images that are not cached."""
-        decoding_bytes: list[int] = []
-        for index, image in enumerate(job.images):
-            missing = measured.missing.get(index)
-            try:
-                if missing is None:
-                    found = measured.cached[index, 0]
-                    size_hw, counts = found.size_hw, [math.prod(found.grid_hw)]
-                else:
-                    if isinstance(image, ServiceError):
-                        raise image
-                    size_hw, counts, num_bytes = self._preparer.measure(
-                        image, job.rules, param=_param(index)
-                    )
-                    measured.num_queued_patches += sum([counts[k] for k in missing])
-                    decoding_bytes.append(num_bytes)
-            except ServiceError as error:
-                if not job.is_partial:
-                    raise
-                del measured.missing[index]
-                measured.errors[index] = _without_frames(error)
-                continue
-            measured.indices.append(index)
-            measured.sizes_hw.append(size_hw)
-            measured.num_patches.append(counts[0])
-        if len(measured.indices) > 1 or job.rule.windows is not None:
+        for index in range(len(job.images)):
+            found = _attempt(job, partial(self._measure_one, job, index, model, owner))
+            if isinstance(found, ServiceError):
+                measured.errors[index] = found
+            else:
+                measured.images.append(found)
+        if len(measured.images) > 1 or job.rule.windows is not None:
             self._preparer.check_pixels(measured.sizes_hw, job.rules)
         # Together the images that are decoded at once take what one image may take.
-        largest = sorted(decoding_bytes, reverse=True)[: self._pool.num_threads]
+        largest = sorted((i.decoding_bytes for i in measured.images if i.missing), reverse=True)
+        del largest[self._pool.num_threads :]
         while sum(largest) > self._preparer.max_decoding_bytes and len(largest) > 1:
             largest.pop()
         measured.num_at_once, measured.num_bytes = max(1, len(largest)), sum(largest)
+        return measured
+
+    def _measure_one(
+        self, job: ImageJob, index: int, model: ServedModel, owner: bytes
+    ) -> MeasuredImage:
+        image = job.images[index]
+        key = self._cache.key(image, job.rule, model, owner) if job.kind == "image" else None
+        found = [
+            key
+            and self._cache.find(
+                key._replace(rule=rule), job.patch_outputs, has_guide=job.has_guide
+            )
+            for rule in job.rules
+        ]
+        known, num_bytes = found[0], 0
+        if known is not None and None not in found:
+            size_hw, counts = known.size_hw, [math.prod(known.grid_hw)]
+        elif isinstance(image, ServiceError):
+            raise image
+        else:
+            param = f"images[{index}]"
+            size_hw, counts, num_bytes = self._preparer.measure(image, job.rules, param=param)
+        return MeasuredImage(
+            index=index,
+            size_hw=size_hw,
+            num_patches=counts,
+            encoded=found,
+            key=key,
+            decoding_bytes=num_bytes,
+        )
 
     async def _decode(
         self, job: ImageJob, measured: MeasuredImages, model: ServedModel
-    ) -> dict[View, PreparedImage]:
-        """What is not cached; `measured` gets the errors of broken images."""
+    ) -> list[tuple[MeasuredImage, int, PreparedImage]]:
+        """What is not cached, with the index of its size; broken images become errors."""
         await self.make_room(measured.num_bytes, model)
-        images: dict[View, PreparedImage] = {}
-        needed = list(measured.missing)
+        decoded: list[tuple[MeasuredImage, int, PreparedImage]] = []
+        needed = [image for image in measured.images if image.missing]
         for start in range(0, len(needed), measured.num_at_once):
-            indices = needed[start : start + measured.num_at_once]
-            jobs = [
-                partial(self._prepare, job, index, measured.missing[index]) for index in indices
-            ]
-            for index, found in zip(indices, await run_in_pool(self._pool, jobs), strict=True):
+            images = needed[start : start + measured.num_at_once]
+            jobs = [partial(_attempt, job, partial(self._prepare, job, i)) for i in images]
+            for image, found in zip(images, await run_in_pool(self._pool, jobs), strict=True):
                 if isinstance(found, ServiceError):
-                    measured.errors[index] = found
+                    measured.errors[image.index] = found
+                    measured.images.remove(image)
                 else:
-                    views = [(index, k) for k in measured.missing[index]]
-                    images.update(zip(views, found, strict=True))
-        return images
+                    decoded += [(image, k, o) for k, o in zip(image.missing, found, strict=True)]
+        return decoded
 
-    def _prepare(
-        self, job: ImageJob, index: int, sizes: Sequence[int]
-    ) -> list[PreparedImage] | ServiceError:
-        image = job.images[index]
-        assert not isinstance(image, ServiceError)
-        try:
-            return self._preparer.prepare(
-                image,
-                [job.rules[k] for k in sizes],
-                param=_param(index),
-                has_guide=job.has_guide,
-            )
-        except ServiceError as error:
-            if not job.is_partial:
-                raise
-            return _without_frames(error)
+    def _prepare(self, job: ImageJob, image: MeasuredImage) -> list[PreparedImage]:
+        pixels = job.images[image.index]
+        assert not isinstance(pixels, ServiceError)
+        return self._preparer.prepare(
+            pixels,
+            [job.rules[k] for k in image.missing],
+            param=f"images[{image.index}]",
+            has_guide=job.has_guide,
+        )
+
+
+def _attempt(job: ImageJob, work: Callable[[], T]) -> T | ServiceError:
+    """Do some work for an image; in a partial request its error is a result.
+
+    The error stays in the answer, so it drops the frames that hold the image.
+    """
+    try:
+        return work()
+    except ServiceError as error:
+        if not job.is_partial:
+            raise
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)
 
 
 async def _run(
@@ -330,24 +346,16 @@ async def _run(
     return done
 
 
-def _encoded(image: PreparedImage, parts: Iterable[Completed], rule: SizeRule) -> EncodedImage:
-    _, *scaled_hw = image.pixels_3HW.shape
-    height, width = scaled_hw if rule.windows is None else (rule.windows.side, rule.windows.side)
+def _encoded(image: PreparedImage, done: Iterator[Completed], rule: SizeRule) -> EncodedImage:
+    """An image with the next outputs, one for each of its parts."""
+    _, *(height, width) = image.pixels_3HW.shape
+    part_hw, num_parts = (height, width), 1
+    if rule.windows is not None:
+        part_hw, num_parts = (rule.windows.side,) * 2, rule.windows.count((height, width))
     return EncodedImage(
-        parts=tuple(parts),
-        grid_hw=(height // rule.patch_size, width // rule.patch_size),
-        scaled_hw=(scaled_hw[0], scaled_hw[1]),
+        parts=tuple(islice(done, num_parts)),
+        grid_hw=(part_hw[0] // rule.patch_size, part_hw[1] // rule.patch_size),
+        scaled_hw=(height, width),
         size_hw=image.size_hw,
         guide_3YX=image.guide_3YX,
     )
-
-
-def _without_frames(error: ServiceError) -> ServiceError:
-    """Drop the traceback: the error stays in the answer, and its frames hold the image."""
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)
-
-
-@lru_cache(1024)
-def _param(index: int) -> str:
-    return f"images[{index}]"

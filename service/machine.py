@@ -164,16 +164,15 @@ class PeakMeter:
 
     def peak_bytes(self, run: Callable[[], object]) -> int | None:
         """Call `run` and return the peak of memory over the base; None if unknown."""
+        peak_bytes: int | None = None
         try:
             (self._proc / "clear_refs").write_text(RESET_PEAK, encoding="ascii")
-            is_reset = True
         except OSError:
-            is_reset = False
-        run()
-        peak_bytes = _kibibytes(self._proc / "status", "VmHWM")
-        if not is_reset or peak_bytes is None or self._base_bytes is None:
-            return None
-        return max(0, peak_bytes - self._base_bytes)
+            run()
+        else:
+            run()
+            peak_bytes = _kibibytes(self._proc / "status", "VmHWM")
+        return _risen(peak_bytes, self._base_bytes)
 
 
 class GpuMeter:
@@ -188,10 +187,13 @@ class GpuMeter:
     def peak_bytes(self, run: Callable[[], object]) -> int | None:
         """Call `run` and return the memory in use since the meter was created; None if unknown."""
         run()
-        free_bytes = free_gpu_memory()
-        if free_bytes is None or self._base_bytes is None:
-            return None
-        return max(0, self._base_bytes - free_bytes)
+        return _risen(self._base_bytes, free_gpu_memory())
+
+
+def _risen(more_bytes: int | None, less_bytes: int | None) -> int | None:
+    if more_bytes is None or less_bytes is None:
+        return None
+    return max(0, more_bytes - less_bytes)
 
 
 async def _trim_regularly(interval_s: float, trim_heap: Callable[[], None]) -> None:

@@ -6,6 +6,7 @@ the weights: if memory does not hold one lane for each processor, the remaining 
 further threads of the lanes.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -18,6 +19,8 @@ from model.runtime.loaded_graphs import loaded_bytes
 from service.lanes.work import BatchLimits, Bucket, Kind, image_kind
 
 MAX_LANES: Final = 8
+# One lane copies its images to the device while the other computes.
+GPU_LANES: Final = 2
 # A loaded graph keeps its weights in the file's layout and in the processor's.
 MEMORY_FACTOR: Final = 3
 # Part of the free memory that lanes may use; the rest is for images of requests in flight.
@@ -55,27 +58,33 @@ class LanePlan:
 
 
 def plan_lanes(
+    package: ModelPackage,
+    choice: RuntimeChoice,
     *,
     lanes: int | None,
     cpus: int,
     free_bytes: int | None,
-    lane_bytes: int,
-    shared_bytes: int = 0,
 ) -> LanePlan:
     """Choose the lanes, if they are not set, and the threads of each.
 
     Args:
+        package: Its weights, and the largest size that it serves, say how much memory a lane takes.
+        choice: Which graphs are loaded.
         lanes: Number of lanes, if set.
         cpus: CPUs that the process may use.
         free_bytes: Free memory; None if unknown.
-        lane_bytes: Memory of one lane.
-        shared_bytes: Memory that all lanes share.
     """
+    if lanes is None and choice.device == "gpu":
+        lanes = GPU_LANES
     if lanes is None:
         lanes = min(MAX_LANES, max(1, cpus))
-        if free_bytes is not None and lane_bytes > 0:
-            budget_bytes = int(free_bytes * MEMORY_PART) - shared_bytes
-            lanes = max(1, min(lanes, budget_bytes // lane_bytes))
+        if free_bytes is not None:
+            manifest = package.manifest
+            most_patches = max(map(math.prod, manifest.shape_buckets)) // manifest.patch_size**2
+            lane_bytes, shared_bytes = weight_bytes(package, choice)
+            lane_bytes += IMAGE_FACTOR * 4 * manifest.embed_dim * most_patches
+            fitting = (int(free_bytes * MEMORY_PART) - shared_bytes) // lane_bytes
+            lanes = max(1, min(lanes, fitting))
     return LanePlan(lanes, max(1, cpus // lanes))
 
 
@@ -89,11 +98,6 @@ def weight_bytes(package: ModelPackage, choice: RuntimeChoice) -> tuple[int, int
     num_bytes = MEMORY_FACTOR * loaded_bytes(package.manifest, choice.runtime, choice.precision)
     is_own = choice.runtime == "onnx" and choice.device == "cpu"
     return (num_bytes, 0) if is_own else (0, num_bytes)
-
-
-def image_bytes(num_patches: int, embed_dim: int) -> int:
-    """Estimate the memory of an image in a lane, before it is measured."""
-    return IMAGE_FACTOR * 4 * embed_dim * num_patches
 
 
 def patches_within(

@@ -3,9 +3,9 @@
 import logging
 import math
 import time
-from collections.abc import Collection, Iterator, Sequence, Set
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -45,10 +45,8 @@ from service.lanes.sizing import (
     LanePlan,
     batch_limits,
     find_batch_size,
-    image_bytes,
     patches_within,
     plan_lanes,
-    weight_bytes,
 )
 from service.lanes.work import Bucket, Kind
 from service.machine import (
@@ -86,8 +84,6 @@ MAX_BATCH_IMAGES: Final = 64
 WARM_UP_LIMIT_S: Final = 2.0
 # Runs of each batch size; the fastest counts, since other processes only slow a run down.
 MAX_RUNS: Final = 3
-# One lane copies its images to the device while the other computes.
-GPU_LANES: Final = 2
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,8 +106,8 @@ class LoadedLanes:
     choice: RuntimeChoice
     plan: LanePlan
     lanes: list[Lane]
-    seconds: dict[Bucket, float]
-    peaks: dict[Bucket, int]
+    seconds: dict[Bucket, float] = field(default_factory=dict)
+    peaks: dict[Bucket, int] = field(default_factory=dict)
     max_images: int = 1
     max_patches: int = 0
     fitting: int | None = None
@@ -294,7 +290,13 @@ def load_checked(
                 continue
             known = replace(package, manifest=checks.known(package.manifest, choice.place))
             choice = choose(package, settings, checks)  # the same one, and that it has passed
-        _log_choice(package, choice)
+        if choice.device == "gpu" and RECORDED_FILE not in package.manifest.files:
+            logger.warning(
+                "the results of this GPU are not checked, because the package has no reference "
+                "outputs: export it again"
+            )
+        fields = {"model": package.manifest.name, **asdict(choice)}
+        logger.info("runtime chosen", extra={"fields": fields})
         return replace(first, package=known, choice=choice)
 
 
@@ -318,16 +320,6 @@ def choose(package: ModelPackage, settings: Settings, checks: Checks = UNCHECKED
     return choice
 
 
-def _log_choice(package: ModelPackage, choice: RuntimeChoice) -> None:
-    if choice.device == "gpu" and RECORDED_FILE not in package.manifest.files:
-        logger.warning(
-            "the results of this GPU are not checked, because the package has no reference "
-            "outputs: export it again"
-        )
-    fields = {"model": package.manifest.name, **asdict(choice)}
-    logger.info("runtime chosen", extra={"fields": fields})
-
-
 def _load_first(
     package: ModelPackage,
     choice: RuntimeChoice,
@@ -338,28 +330,36 @@ def _load_first(
 ) -> LoadedLanes:
     """Load a lane and run shapes once, to measure them.
 
-    The native shape of each kind and the largest image always run.
+    The native shape of each kind and the largest image always run, others as long as there is time:
+    all shapes of all heads of B/14 take minutes. A runtime keeps its memory, so they run from small
+    to large, which shows the peak of each.
     """
     manifest = package.manifest
-    plan = lane_plan(package, choice, settings, free_bytes)
+    plan = plan_lanes(
+        package,
+        choice,
+        lanes=settings.lanes,
+        cpus=settings.cpus or available_cpus(),
+        free_bytes=free_bytes,
+    )
     lane = _load_lane(package, choice, settings, plan=plan, trial_bucket=buckets[0])
     meter = GpuMeter() if lane.runtime.device == "gpu" else PeakMeter()
-    largest = max((b for b in buckets if b.is_image), key=partial(item_cost, manifest))
+    cost = partial(item_cost, manifest)
+    largest = max((b for b in buckets if b.is_image), key=cost)
     buckets = with_maps(buckets, manifest, lane.runtime)
     needed = {*natives(buckets).values(), largest}
-    seconds: dict[Bucket, float] = {}
-    peaks: dict[Bucket, int] = {}
+    loaded = LoadedLanes(package=package, choice=choice, plan=plan, lanes=[lane])
 
     def run(bucket: Bucket) -> None:
-        seconds[bucket] = lane.run_synthetic(bucket)
+        loaded.seconds[bucket] = lane.run_synthetic(bucket)
 
-    for bucket in shapes_to_run(buckets, manifest, needed, WARM_UP_LIMIT_S):
-        peak_bytes = meter.peak_bytes(partial(run, bucket))
-        if bucket.is_image and peak_bytes is not None:
-            peaks[bucket] = peak_bytes
-    return LoadedLanes(
-        package=package, choice=choice, plan=plan, lanes=[lane], seconds=seconds, peaks=peaks
-    )
+    until = time.monotonic() + WARM_UP_LIMIT_S
+    for bucket in sorted(buckets, key=lambda b: (b.kind in DENSE_TASKS, cost(b))):
+        if bucket in needed or time.monotonic() < until:
+            peak_bytes = meter.peak_bytes(partial(run, bucket))
+            if bucket.is_image and peak_bytes is not None:
+                loaded.peaks[bucket] = peak_bytes
+    return loaded
 
 
 def _load_lane(
@@ -383,22 +383,6 @@ def _load_lane(
         embed_dim=package.manifest.embed_dim,
         trial_bucket=trial_bucket,
         num_labels=len(package.manifest.segmentation_labels),
-    )
-
-
-def lane_plan(
-    package: ModelPackage, choice: RuntimeChoice, settings: Settings, free_bytes: int | None
-) -> LanePlan:
-    """Lanes and threads as set, or chosen for this machine and the size of the package."""
-    manifest, is_gpu = package.manifest, choice.device == "gpu"
-    own_bytes, shared_bytes = weight_bytes(package, choice)
-    most_patches = max(num_patches(shape, manifest) for shape in manifest.shape_buckets)
-    return plan_lanes(
-        lanes=settings.lanes or (GPU_LANES if is_gpu else None),
-        cpus=settings.cpus or available_cpus(),
-        free_bytes=free_bytes,
-        lane_bytes=own_bytes + image_bytes(most_patches, manifest.embed_dim),
-        shared_bytes=shared_bytes,
     )
 
 
@@ -427,25 +411,6 @@ def fitting_lanes(first: LoadedLanes, settings: Settings, free_bytes: int | None
 def natives(buckets: Sequence[Bucket]) -> dict[Kind, Bucket]:
     """The first shape of each kind."""
     return {bucket.kind: bucket for bucket in reversed(buckets)}
-
-
-def shapes_to_run(
-    buckets: Sequence[Bucket], manifest: Manifest, needed: Set[Bucket], limit_s: float
-) -> Iterator[Bucket]:
-    """Yield the shapes to run once, from small to large; after `limit_s` only the needed ones.
-
-    A runtime keeps its memory, so only this order shows the peak of each shape. With B/14 the first
-    image of another shape takes a few percent longer than the next one, but all shapes of all heads
-    took minutes of each start.
-    """
-    until = time.monotonic() + limit_s
-
-    def size(bucket: Bucket) -> tuple[bool, int]:
-        return bucket.kind in DENSE_TASKS, item_cost(manifest, bucket)
-
-    for bucket in sorted(buckets, key=size):
-        if bucket in needed or time.monotonic() < until:
-            yield bucket
 
 
 def _find_batch_size(loaded: LoadedLanes, settings: Settings, free_bytes: int | None) -> None:

@@ -17,6 +17,7 @@ from model.package import ModelPackage, PackageError
 from model.runtime.base import UnusableRuntimeError, VisionOutput
 from model.runtime.choice import RuntimeChoice
 from service import machine as service_machine
+from service.lanes import sizing
 from service.lanes.sizing import batch_limits
 from service.lanes.work import Bucket
 from service.models import loading
@@ -25,7 +26,6 @@ from service.models.loading import (
     LoadedLanes,
     bucket_limits,
     item_cost,
-    lane_plan,
     load_lanes,
     load_model,
     served_buckets,
@@ -143,7 +143,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, manifest: Manifest, make_settings: 
     monkeypatch.setattr(loading, "free_memory", lambda: made.free_bytes)
     monkeypatch.setattr(loading, "load_chosen", made.load_chosen)
     monkeypatch.setattr(loading, "available_cpus", lambda: 4)
-    monkeypatch.setattr(loading, "weight_bytes", lambda *_: (MB, 0))
+    monkeypatch.setattr(sizing, "weight_bytes", lambda *_: (MB, 0))
     monkeypatch.setattr(loading, "choose_runtime", lambda *_: made.choice)
     return made
 
@@ -189,30 +189,6 @@ def test_slow_heads_run_on_the_first_lane_in_their_native_shape(
     seconds = {b.height: b.run_s for b in bucket_limits(machine.manifest, loaded, 4096)}
     if not limit_s:  # the shape between the two that ran is estimated
         assert seconds[56] == pytest.approx(2 * seconds[28], abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("device", "given", "free_mb", "plan"),
-    [
-        ("cpu", {"cpus": 3}, 100_000, (3, 1)),
-        ("cpu", {}, 410, (2, 2)),  # little memory for weights: fewer lanes get more threads
-        ("gpu", {}, 1, (2, 2)),
-        ("gpu", {"lanes": 5}, 1, (5, 1)),
-    ],
-)
-def test_lanes_and_threads_are_planned_unless_set(
-    machine: Machine,
-    monkeypatch: pytest.MonkeyPatch,
-    device: Any,
-    given: dict[str, int],
-    free_mb: int,
-    plan: tuple[int, int],
-) -> None:
-    monkeypatch.setattr(loading, "weight_bytes", lambda *_: (100 * MB, 0))
-    package = ModelPackage(path=Path(), manifest=machine.manifest)
-    settings = machine.make_settings(**{"lanes": None, **given})
-    planned = lane_plan(package, replace(CHOICE, device=device), settings, free_mb * MB)
-    assert (planned.num_lanes, planned.num_threads) == plan
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Collection, Coroutine, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -20,7 +20,6 @@ from service.call import Call, current_call
 from service.data_plane import DataPlane
 from service.errors import ServiceError
 from service.grpc.errors import CODE
-from service.grpc.generated import encoder_service_pb2
 from service.grpc.servicer import EncoderServicer
 from service.models.conversion import ModelSource, open_source
 from service.models.heads import HeadFolder
@@ -34,9 +33,9 @@ from service.outputs.masks import encode_labels_png, encode_mask_png, encode_npy
 from service.settings import Settings, load_settings
 from service.waiting import Pool
 from tipserve_cli.engine import Engine, UserError
-from tipserve_client import Client, ModelInfo, Retry
+from tipserve_client import Client, Retry
 from tipserve_client.errors import BY_CODE
-from tipserve_client.grpc_wire import RPCS, read_model, read_response, write_request
+from tipserve_client.grpc_wire import RPCS, read_response, write_request
 from tipserve_client.requests import Request
 
 __all__ = [
@@ -59,8 +58,6 @@ CLOSE_LIMIT_S: Final = 10.0
 BATCHES_WAITING: Final = 2
 # For a program that asks once: one lane, and no measurements.
 ONCE: Final = ("--lanes=1", "--max-batch-images=1")
-
-T = TypeVar("T")
 
 
 def load(flags: Sequence[str], *, heads: Collection[DenseTask] | None = None) -> Engine:
@@ -146,16 +143,9 @@ class LocalTransport:
     def send(self, request: Request, timeout_s: float) -> Any:
         """Answer a request."""
         compute = getattr(self._servicer, RPCS[request.method])
-        answer = self._run(_answered(compute(write_request(request), None), timeout_s))
+        asked = _answered(compute(write_request(request), None), timeout_s)
+        answer = asyncio.run_coroutine_threadsafe(asked, self._loop).result()
         return read_response(request, answer)
-
-    def models(self, timeout_s: float) -> list[ModelInfo]:
-        """List the models."""
-        asked = self._servicer.ListModels(encoder_service_pb2.ListModelsRequest(), None)
-        return [read_model(model) for model in self._run(_answered(asked, timeout_s)).models]
-
-    def _run(self, asked: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(asked, self._loop).result()
 
     def busy_window(self) -> int:
         """Images that fill a batch and the next one in every lane, and all decoding threads."""

@@ -189,7 +189,9 @@ def _example(example: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_response(request: Request, response: Any, request_id: str | None = None) -> Any:
-    """The answer to a request: its values, or the items of a partial one."""
+    """The answer to a request: models, its values, or the items of a partial one."""
+    if request.method == "list_models":
+        return [_model(one) for one in response.models]
     if request.method == "embed_texts" and not request.is_partial:
         return vectors(response.embeddings)
     errors = {
@@ -207,7 +209,7 @@ def read_response(request: Request, response: Any, request_id: str | None = None
     return partial_items(values, errors) if request.is_partial else list(values.values())
 
 
-def read_model(model: model_pb2.Model) -> ModelInfo:
+def _model(model: model_pb2.Model) -> ModelInfo:
     """A served model."""
     outputs = (embed_pb2.ImageOutput.Name(number) for number in model.outputs)
     names = tuple(name.removeprefix("IMAGE_OUTPUT_").lower() for name in outputs)

@@ -49,8 +49,8 @@ PATHS: Final[Mapping[Method, str]] = {
     "visualize_features": "/v1/images:features",
     "estimate_depth": "/v1/images:depth",
     "estimate_normals": "/v1/images:normals",
+    "list_models": "/v1/models",
 }
-MODELS: Final = "/v1/models"
 JSON: Final = "application/json"
 SAFETENSORS: Final = "application/octet-stream"
 JSON_METHODS: Final = frozenset[Method]({"segment_images", "classify_images"})
@@ -90,7 +90,15 @@ def client_options(target: Target) -> dict[str, Any]:
 
 
 def write_request(request: Request) -> dict[str, Any]:
-    """Arguments of `httpx.Client.build_request`, with the smallest body that fits the request."""
+    """Arguments of `httpx.Client.build_request`."""
+    path = PATHS[request.method]
+    if request.method == "list_models":
+        return {"method": "GET", "url": path}
+    return {"method": "POST", "url": path, **_body(request)}
+
+
+def _body(request: Request) -> dict[str, Any]:
+    """The smallest body that fits the request."""
     is_json = request.method in JSON_METHODS
     accept = {"Accept": JSON if is_json else SAFETENSORS}
     pairs = _text_fields(request.fields) if request.images else None
@@ -168,12 +176,14 @@ def _checked(response: Response) -> Iterator[None]:
 
 
 def read_response(request: Request, response: Response) -> Any:
-    """The answer to a request: its values, or the items of a partial one.
+    """The answer to a request: models, its values, or the items of a partial one.
 
     Raises:
         TipserveError: The request failed.
     """
     with _checked(response):
+        if request.method == "list_models":
+            return [_model(card) for card in json.loads(response.content)["data"]]
         if request.method in JSON_METHODS:
             body = json.loads(response.content)
             values = {item["index"]: _json_value(request.method, item) for item in body["data"]}
@@ -200,23 +210,10 @@ def read_response(request: Request, response: Response) -> Any:
         return partial_items(values, {**found, **request.errors})
 
 
-def read_models(response: Response) -> list[ModelInfo]:
-    """The served models.
-
-    Raises:
-        TipserveError: The request failed.
-    """
-    with _checked(response):
-        return [
-            read_fields(
-                ModelInfo,
-                card,
-                name=card["id"],
-                outputs=tuple(name for name in card["outputs"] if name != "text"),
-                limits={name: card["limits"][name] for name in LIMITS},
-            )
-            for card in json.loads(response.content)["data"]
-        ]
+def _model(card: Mapping[str, Any]) -> ModelInfo:
+    outputs = tuple(name for name in card["outputs"] if name != "text")
+    limits = {name: card["limits"][name] for name in LIMITS}
+    return read_fields(ModelInfo, card, name=card["id"], outputs=outputs, limits=limits)
 
 
 def read_error(response: Response) -> TipserveError:

@@ -55,6 +55,7 @@ Method = Literal[
     "visualize_features",
     "estimate_depth",
     "estimate_normals",
+    "list_models",
 ]
 # Of a batch of images, such as [images, 3, height, width].
 BATCH_AXES: Final = 4
@@ -168,7 +169,7 @@ class Request:
     """One request.
 
     Attributes:
-        method: What to compute.
+        method: What to compute, or `list_models`.
         images: Encoded images; empty in the template of a stream's requests.
         texts: For `embed_texts`.
         fields: All other fields, by the names that both protocols share. No value is None.

@@ -51,9 +51,10 @@ async def stream_over_grpc(
                 async with aclosing(_answers(transport, window, wire, attempts)) as answers:
                     async for item in answers:
                         yield item
-                return
+                break
             except TipserveError as error:
                 await sleep(attempts.pause_s(error))
+        window.raise_failure()
 
 
 async def stream_over_http(
@@ -76,23 +77,25 @@ async def stream_over_http(
         AsyncWorkers(window_size) as workers,
         _filled_window(images, start, window_size) as window,
     ):
-        while (pending := await window.first()) is not None:
+        while (pending := await window.image(window.num_answered)) is not None:
             yield await _outcome(pending, workers)
             await window.remove_first()
+        window.raise_failure()
 
 
 class AsyncWindow:
     """The images of a stream without an answer, in order, at most `size` of them.
 
-    One task adds images, one sends them, one removes them when they are answered. A new gRPC
-    stream sends all of them again.
+    One task adds images, one sends them, one removes them when they are answered.
+
+    Attributes:
+        num_answered: Index of the first image without an answer.
     """
 
     def __init__(self, size: int) -> None:
+        self.num_answered = 0
         self._size = size
         self._pending: deque[PendingImage] = deque()
-        self._num_sent = 0
-        self._stream_number = 0
         self._is_complete = False
         self._is_closed = False
         self._failure: BaseException | None = None
@@ -104,70 +107,54 @@ class AsyncWindow:
         try:
             async for image in async_iterate(images):
                 async with self._changed:
-                    await self._changed.wait_for(self._has_room)
+                    await self._changed.wait_for(
+                        lambda: self._is_closed or len(self._pending) < self._size
+                    )
                 if self._is_closed:
                     return
-                self._pending.append(await prepare(index, image))
-                await self._notify()
+                pending = await prepare(index, image)
+                async with self._changed:
+                    self._pending.append(pending)
+                    self._changed.notify_all()
                 index += 1
         except BaseException as error:
             # Also what is no Exception: the caller would wait for ever otherwise.
             self._failure = error
-        self._is_complete = True
-        await self._notify()
-
-    def _has_room(self) -> bool:
-        return self._is_closed or len(self._pending) < self._size
-
-    async def _notify(self) -> None:
         async with self._changed:
+            self._is_complete = True
             self._changed.notify_all()
 
-    async def start_stream(self) -> int:
-        """Mark all images as unsent, and return the number of the new stream."""
+    async def image(self, index: int) -> PendingImage | None:
+        """Wait for an image; None if there is none, or it is answered, or the window is closed."""
         async with self._changed:
-            self._num_sent = 0
-            self._stream_number += 1
-            self._changed.notify_all()
-            return self._stream_number
+            await self._changed.wait_for(
+                lambda: (
+                    self._is_complete
+                    or self._is_closed
+                    or index < self.num_answered + len(self._pending)
+                )
+            )
+            place = index - self.num_answered
+            is_there = not self._is_closed and 0 <= place < len(self._pending)
+            return self._pending[place] if is_there else None
 
-    async def next_to_send(self, stream_number: int) -> PendingImage | None:
-        """Wait for the next unsent image; None if no image follows or the stream is obsolete."""
-        async with self._changed:
-            while not self._is_closed and stream_number == self._stream_number:
-                while self._num_sent < len(self._pending):
-                    image = self._pending[self._num_sent]
-                    self._num_sent += 1
-                    if image.error is None:
-                        return image
-                if self._is_complete:
-                    break
-                await self._changed.wait()
-        return None
-
-    async def first(self) -> PendingImage | None:
-        """Wait for the first image without an answer; None if no image follows.
-
-        Raises:
-            BaseException: What the caller's iterator raised, after the images before it.
-        """
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._pending or self._is_complete)
-            if self._failure is not None and not self._pending:
-                raise self._failure
-            return self._pending[0] if self._pending else None
+    def raise_failure(self) -> None:
+        """Raise what the caller's iterator raised."""
+        if self._failure is not None:
+            raise self._failure
 
     async def remove_first(self) -> None:
         """Remove the first image, because it is answered."""
         async with self._changed:
             self._pending.popleft()
-            self._num_sent = max(0, self._num_sent - 1)
+            self.num_answered += 1
             self._changed.notify_all()
 
     async def close(self) -> None:
         """Release everything that waits to add or send images."""
-        self._is_closed = True
-        await self._notify()
+        async with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
 
 
 @asynccontextmanager
@@ -187,16 +174,19 @@ async def _answers(
     transport: AsyncGrpcTransport, window: AsyncWindow, wire: StreamWire, attempts: Attempts
 ) -> AsyncGenerator[Item[Any], None]:
     """Answers over one RPC."""
-    number = await window.start_stream()
 
     async def requests() -> AsyncIterator[Any]:
-        while (pending := await window.next_to_send(number)) is not None:
-            yield pending.request
+        # A new stream sends all images again that have no answer.
+        index = window.num_answered
+        while (pending := await window.image(index)) is not None:
+            if pending.error is None:
+                yield pending.request
+            index += 1
 
     call = transport.stream(requests())
     responses = aiter(call)
     try:
-        while (pending := await window.first()) is not None:
+        while (pending := await window.image(window.num_answered)) is not None:
             attempts.wait_for_answer()
             if pending.error is not None:
                 item: Item[Any] = Item(index=pending.index, error=pending.error)

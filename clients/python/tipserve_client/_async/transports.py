@@ -8,10 +8,8 @@ import grpc
 from tipserve_client import grpc_wire
 from tipserve_client.concurrency import async_call_rpc
 from tipserve_client.connection import Target
-from tipserve_client.generated import encoder_service_pb2
 from tipserve_client.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from tipserve_client.requests import Request
-from tipserve_client.results import ModelInfo
 
 
 class AsyncTransport(Protocol):
@@ -19,9 +17,6 @@ class AsyncTransport(Protocol):
 
     async def send(self, request: Request, timeout_s: float) -> Any:
         """Send a request and return its answer."""
-
-    async def models(self, timeout_s: float) -> list[ModelInfo]:
-        """List the served models."""
 
     async def close(self) -> None:
         """Close the connections."""
@@ -57,24 +52,12 @@ class AsyncGrpcTransport:
         """
         rpc = getattr(self._stub, grpc_wire.RPCS[request.method])
         message = grpc_wire.write_request(request)
-        answer, metadata = await self._call(rpc, message, timeout_s)
-        return grpc_wire.read_response(request, answer, grpc_wire.request_id(metadata))
-
-    async def models(self, timeout_s: float) -> list[ModelInfo]:
-        """List the served models.
-
-        Raises:
-            TipserveError: The request failed.
-        """
-        message = encoder_service_pb2.ListModelsRequest()
-        answer, _ = await self._call(self._stub.ListModels, message, timeout_s)
-        return [grpc_wire.read_model(model) for model in answer.models]
-
-    async def _call(self, rpc: Any, message: Any, timeout_s: float) -> tuple[Any, Any]:
+        options = {"timeout": timeout_s, "metadata": self._metadata}
         try:
-            return await async_call_rpc(rpc, message, timeout=timeout_s, metadata=self._metadata)
+            answer, metadata = await async_call_rpc(rpc, message, **options)
         except grpc.RpcError as error:
             raise grpc_wire.rpc_error(error) from None
+        return grpc_wire.read_response(request, answer, grpc_wire.request_id(metadata))
 
     def stream(self, requests: AsyncIterator[Any]) -> Any:
         """Open a stream: an iterator of responses that can be cancelled."""

@@ -3,7 +3,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Literal, Self, TypeVar, Unpack, overload
+from typing import Any, Final, Literal, Self, Unpack, overload
 
 from numpy.typing import NDArray
 
@@ -54,7 +54,6 @@ from tipserve_client.results import (
     Segmentation,
 )
 
-T = TypeVar("T")
 WINDOW: Final = 64
 # Values of `partial`.
 No = Literal[False]
@@ -99,7 +98,8 @@ class Client:
 
     def models(self) -> list[ModelInfo]:
         """List the served models, the default model first."""
-        return self._retried(self._transport.models, None)
+        models: list[ModelInfo] = self._send(Request(method="list_models"))
+        return models
 
     @overload
     def embed_images(
@@ -327,15 +327,10 @@ class Client:
         return self._send(request)
 
     def _send(self, request: Request) -> Any:
-        return self._retried(
-            lambda left_s: self._transport.send(request, left_s), request.timeout_s
-        )
-
-    def _retried(self, send: Callable[[float], T], timeout_s: float | None) -> T:
-        limit_s = self._timeout_s if timeout_s is None else timeout_s
+        limit_s = self._timeout_s if request.timeout_s is None else request.timeout_s
         attempts = Attempts(self._retry, limit_s, self._clock)
         while True:
             try:
-                return send(attempts.remaining_s())
+                return self._transport.send(request, attempts.remaining_s())
             except TipserveError as error:
                 self._sleep(attempts.pause_s(error))

@@ -10,7 +10,6 @@ import httpx
 from tipserve_client import http_wire
 from tipserve_client.connection import Target
 from tipserve_client.requests import Request
-from tipserve_client.results import ModelInfo
 
 
 class HttpTransport:
@@ -26,42 +25,23 @@ class HttpTransport:
         Raises:
             TipserveError: The request failed.
         """
-        path = http_wire.PATHS[request.method]
-        content = http_wire.write_request(request)
-        response = self._exchange("POST", path, timeout_s, **content)
-        return http_wire.read_response(request, response)
-
-    def models(self, timeout_s: float) -> list[ModelInfo]:
-        """List the served models.
-
-        Raises:
-            TipserveError: The request failed.
-        """
-        response = self._exchange("GET", http_wire.MODELS, timeout_s)
-        return http_wire.read_models(response)
-
-    def _exchange(
-        self, method: str, path: str, timeout_s: float, **content: Any
-    ) -> http_wire.Response:
-        """Send an HTTP request and read the whole response.
-
-        httpx limits the time of each read, not their sum, so the deadline is checked after each.
-        """
         limit_s = timeout_s + http_wire.GRACE_S
         until = self._clock() + limit_s
-        request = self._client.build_request(method, path, timeout=limit_s, **content)
-        request.headers["X-Request-Timeout-Ms"] = str(max(1, int(1000 * timeout_s)))
+        asked = self._client.build_request(timeout=limit_s, **http_wire.write_request(request))
+        asked.headers["X-Request-Timeout-Ms"] = str(max(1, int(1000 * timeout_s)))
         with http_wire.translated_errors():
-            response = self._client.send(request, stream=True)
+            response = self._client.send(asked, stream=True)
             parts = []
             try:
                 for part in response.iter_bytes():
+                    # httpx limits the time of each read, not their sum.
                     if self._clock() > until:
                         raise http_wire.deadline_exceeded()
                     parts.append(part)
             finally:
                 response.close()
-        return http_wire.Response(response.status_code, response.headers, b"".join(parts))
+        answer = http_wire.Response(response.status_code, response.headers, b"".join(parts))
+        return http_wire.read_response(request, answer)
 
     def close(self) -> None:
         """Close the connections."""

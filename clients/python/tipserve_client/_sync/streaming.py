@@ -51,9 +51,10 @@ def stream_over_grpc(
             try:
                 with closing(_answers(transport, window, wire, attempts)) as answers:
                     yield from answers
-                return
+                break
             except TipserveError as error:
                 sleep(attempts.pause_s(error))
+        window.raise_failure()
 
 
 def stream_over_http(
@@ -76,23 +77,25 @@ def stream_over_http(
         Workers(window_size) as workers,
         _filled_window(images, start, window_size) as window,
     ):
-        while (pending := window.first()) is not None:
+        while (pending := window.image(window.num_answered)) is not None:
             yield _outcome(pending, workers)
             window.remove_first()
+        window.raise_failure()
 
 
 class Window:
     """The images of a stream without an answer, in order, at most `size` of them.
 
-    One thread adds images, one sends them, one removes them when they are answered. A new gRPC
-    stream sends all of them again.
+    One thread adds images, one sends them, one removes them when they are answered.
+
+    Attributes:
+        num_answered: Index of the first image without an answer.
     """
 
     def __init__(self, size: int) -> None:
+        self.num_answered = 0
         self._size = size
         self._pending: deque[PendingImage] = deque()
-        self._num_sent = 0
-        self._stream_number = 0
         self._is_complete = False
         self._is_closed = False
         self._failure: BaseException | None = None
@@ -104,70 +107,54 @@ class Window:
         try:
             for image in iterate(images):
                 with self._changed:
-                    self._changed.wait_for(self._has_room)
+                    self._changed.wait_for(
+                        lambda: self._is_closed or len(self._pending) < self._size
+                    )
                 if self._is_closed:
                     return
-                self._pending.append(prepare(index, image))
-                self._notify()
+                pending = prepare(index, image)
+                with self._changed:
+                    self._pending.append(pending)
+                    self._changed.notify_all()
                 index += 1
         except BaseException as error:
             # Also what is no Exception: the caller would wait for ever otherwise.
             self._failure = error
-        self._is_complete = True
-        self._notify()
-
-    def _has_room(self) -> bool:
-        return self._is_closed or len(self._pending) < self._size
-
-    def _notify(self) -> None:
         with self._changed:
+            self._is_complete = True
             self._changed.notify_all()
 
-    def start_stream(self) -> int:
-        """Mark all images as unsent, and return the number of the new stream."""
+    def image(self, index: int) -> PendingImage | None:
+        """Wait for an image; None if there is none, or it is answered, or the window is closed."""
         with self._changed:
-            self._num_sent = 0
-            self._stream_number += 1
-            self._changed.notify_all()
-            return self._stream_number
+            self._changed.wait_for(
+                lambda: (
+                    self._is_complete
+                    or self._is_closed
+                    or index < self.num_answered + len(self._pending)
+                )
+            )
+            place = index - self.num_answered
+            is_there = not self._is_closed and 0 <= place < len(self._pending)
+            return self._pending[place] if is_there else None
 
-    def next_to_send(self, stream_number: int) -> PendingImage | None:
-        """Wait for the next unsent image; None if no image follows or the stream is obsolete."""
-        with self._changed:
-            while not self._is_closed and stream_number == self._stream_number:
-                while self._num_sent < len(self._pending):
-                    image = self._pending[self._num_sent]
-                    self._num_sent += 1
-                    if image.error is None:
-                        return image
-                if self._is_complete:
-                    break
-                self._changed.wait()
-        return None
-
-    def first(self) -> PendingImage | None:
-        """Wait for the first image without an answer; None if no image follows.
-
-        Raises:
-            BaseException: What the caller's iterator raised, after the images before it.
-        """
-        with self._changed:
-            self._changed.wait_for(lambda: self._pending or self._is_complete)
-            if self._failure is not None and not self._pending:
-                raise self._failure
-            return self._pending[0] if self._pending else None
+    def raise_failure(self) -> None:
+        """Raise what the caller's iterator raised."""
+        if self._failure is not None:
+            raise self._failure
 
     def remove_first(self) -> None:
         """Remove the first image, because it is answered."""
         with self._changed:
             self._pending.popleft()
-            self._num_sent = max(0, self._num_sent - 1)
+            self.num_answered += 1
             self._changed.notify_all()
 
     def close(self) -> None:
         """Release everything that waits to add or send images."""
-        self._is_closed = True
-        self._notify()
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
 
 
 @contextmanager
@@ -185,16 +172,19 @@ def _answers(
     transport: GrpcTransport, window: Window, wire: StreamWire, attempts: Attempts
 ) -> Generator[Item[Any], None, None]:
     """Answers over one RPC."""
-    number = window.start_stream()
 
     def requests() -> Iterator[Any]:
-        while (pending := window.next_to_send(number)) is not None:
-            yield pending.request
+        # A new stream sends all images again that have no answer.
+        index = window.num_answered
+        while (pending := window.image(index)) is not None:
+            if pending.error is None:
+                yield pending.request
+            index += 1
 
     call = transport.stream(requests())
     responses = iter(call)
     try:
-        while (pending := window.first()) is not None:
+        while (pending := window.image(window.num_answered)) is not None:
             attempts.wait_for_answer()
             if pending.error is not None:
                 item: Item[Any] = Item(index=pending.index, error=pending.error)

@@ -9,10 +9,8 @@ import grpc
 from tipserve_client import grpc_wire
 from tipserve_client.concurrency import call_rpc
 from tipserve_client.connection import Target
-from tipserve_client.generated import encoder_service_pb2
 from tipserve_client.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from tipserve_client.requests import Request
-from tipserve_client.results import ModelInfo
 
 
 class Transport(Protocol):
@@ -20,9 +18,6 @@ class Transport(Protocol):
 
     def send(self, request: Request, timeout_s: float) -> Any:
         """Send a request and return its answer."""
-
-    def models(self, timeout_s: float) -> list[ModelInfo]:
-        """List the served models."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -58,24 +53,12 @@ class GrpcTransport:
         """
         rpc = getattr(self._stub, grpc_wire.RPCS[request.method])
         message = grpc_wire.write_request(request)
-        answer, metadata = self._call(rpc, message, timeout_s)
-        return grpc_wire.read_response(request, answer, grpc_wire.request_id(metadata))
-
-    def models(self, timeout_s: float) -> list[ModelInfo]:
-        """List the served models.
-
-        Raises:
-            TipserveError: The request failed.
-        """
-        message = encoder_service_pb2.ListModelsRequest()
-        answer, _ = self._call(self._stub.ListModels, message, timeout_s)
-        return [grpc_wire.read_model(model) for model in answer.models]
-
-    def _call(self, rpc: Any, message: Any, timeout_s: float) -> tuple[Any, Any]:
+        options = {"timeout": timeout_s, "metadata": self._metadata}
         try:
-            return call_rpc(rpc, message, timeout=timeout_s, metadata=self._metadata)
+            answer, metadata = call_rpc(rpc, message, **options)
         except grpc.RpcError as error:
             raise grpc_wire.rpc_error(error) from None
+        return grpc_wire.read_response(request, answer, grpc_wire.request_id(metadata))
 
     def stream(self, requests: Iterator[Any]) -> Any:
         """Open a stream: an iterator of responses that can be cancelled."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Event
-from typing import Final
+from typing import IO, Final
 
 from model.conversion.errors import SourceError
 from model.conversion.source import (
@@ -219,121 +219,101 @@ def _prepare(
     options += [f"--precision={precision}" for precision in source.precisions]
     if not verify:
         options.append("--no-verify")
-    with Conversion(["prepare", *options, "--", str(checkpoint)]) as conversion:
-        return conversion.wait(source, name)
+    return run_conversion(source, name, ["-m", "model", "prepare", *options, "--", str(checkpoint)])
 
 
-class Conversion:
-    """A running conversion program; leaving the `with` block ends it.
+def run_conversion(source: ModelSource, name: str, program: Sequence[str]) -> Path:
+    """Run a conversion program, log its reports, and return the package.
 
     It is a process of its own because a conversion imports torch and takes gigabytes, which are
     free again when the process ends.
 
     Args:
-        arguments: Of the program.
-        program: Arguments of Python that run the program.
+        source: What is loaded; its cancellation ends the program.
+        name: Of the model, for the log.
+        program: Arguments of Python.
+
+    Raises:
+        PackageError: The conversion failed; the message is the program's.
+        Unavailable: The load was cancelled.
     """
-
-    def __init__(
-        self, arguments: Sequence[str], *, program: Sequence[str] = ("-m", "model")
-    ) -> None:
-        self._began = time.monotonic()
-        self._output = TemporaryFile()  # noqa: SIM115 - closed when the block is left
-        self._process = subprocess.Popen(
-            python_command(*program, *arguments),
-            # Never written to: the program ends when it closes, so also when this process dies.
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._output,
-            text=True,
-            # Ctrl-C must not reach the program: the server terminates it in order.
-            process_group=0,
-        )
-
-    @property
-    def pid(self) -> int:
-        """Process id of the program."""
-        return self._process.pid
-
-    def __enter__(self) -> "Conversion":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the program; it gets some time to remove its files, or else the next one does."""
-        self._end()
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._output.close()
-
-    def _end(self) -> None:
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(CLEAR_UP_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-        self._process.wait()
-
-    def wait(self, source: ModelSource, name: str) -> Path:
-        """Log the program's reports until it ends, and return the package.
-
-        Raises:
-            PackageError: The conversion failed; the message is the program's.
-            Unavailable: The load was cancelled.
-        """
-        watcher = threading.Thread(target=self._end_if_cancelled, args=(source,), daemon=True)
-        watcher.start()
-        package: Path | None = None
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            for kind, text in _parsed(line).items():
+    began, package = time.monotonic(), None
+    with TemporaryFile() as output, _started(program, output) as process:
+        watch = threading.Thread(target=_end_if_cancelled, args=(process, source), daemon=True)
+        watch.start()
+        assert process.stdout is not None
+        try:
+            for kind, text in (report for line in process.stdout for report in _reports(line)):
+                if kind == "error":
+                    raise PackageError(text)
                 if kind == "result":
                     package = Path(text)
-                elif kind == "error":
-                    source.check()
-                    raise PackageError(text)
                 else:
-                    self._log(kind, text, name)
-        status = self._process.wait()
-        watcher.join()
-        source.check()
+                    _log(kind, text, name, time.monotonic() - began)
+            status = process.wait()
+        finally:
+            _end(process)
+            watch.join()
+            source.check()
         if package is None or status != 0:
-            raise PackageError(self._ended(source, status))
-        return package
-
-    def _end_if_cancelled(self, source: ModelSource) -> None:
-        while self._process.poll() is None:
-            if source.cancelled.wait(POLL_S):
-                self._end()
-
-    def _log(self, kind: str, text: str, name: str) -> None:
-        fields = {
-            "model": name,
-            "step": text,
-            "seconds": round(time.monotonic() - self._began, 1),
-        }
-        level = logging.WARNING if kind == "warning" else logging.INFO
-        logger.log(level, "preparing", extra={"fields": fields})
-
-    def _ended(self, source: ModelSource, status: int) -> str:
-        if status == -signal.SIGKILL:
-            return (
-                f"the conversion of {source.folder} was killed, most likely out of memory: it "
-                "needs several times the size of the weights. Convert where there is more memory "
-                "(`python -m model convert`) and serve the folder that it writes"
-            )
-        self._output.seek(0)
-        lines = self._output.read().decode(errors="replace").splitlines()[-NUM_KEPT_LINES:]
-        output = "\n".join(lines).strip() or "nothing"
-        return f"the conversion of {source.folder} ended with status {status}; output: {output}"
+            raise PackageError(_ended(source, status, output))
+    return package
 
 
-def _parsed(line: str) -> dict[str, str]:
-    """Read one report; other output gives an empty one."""
+def _started(program: Sequence[str], output: IO[bytes]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        python_command(*program),
+        # Never written to: the program ends when it closes, so also when this process dies.
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=output,
+        text=True,
+        # Ctrl-C must not reach the program: the server terminates it in order.
+        process_group=0,
+    )
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """End a program; it gets some time to remove its files, or else the next one does."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(CLEAR_UP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()
+
+
+def _end_if_cancelled(process: "subprocess.Popen[str]", source: ModelSource) -> None:
+    while process.poll() is None:
+        if source.cancelled.wait(POLL_S):
+            _end(process)
+
+
+def _reports(line: str) -> Iterable[tuple[str, str]]:
+    """Read the reports of a line; other output gives none."""
     try:
         report = json.loads(line)
     except ValueError:
-        return {}
-    return {str(k): str(v) for k, v in report.items()} if isinstance(report, dict) else {}
+        return ()
+    return ((k, str(v)) for k, v in report.items()) if isinstance(report, dict) else ()
+
+
+def _log(kind: str, text: str, name: str, seconds: float) -> None:
+    fields = {"model": name, "step": text, "seconds": round(seconds, 1)}
+    level = logging.WARNING if kind == "warning" else logging.INFO
+    logger.log(level, "preparing", extra={"fields": fields})
+
+
+def _ended(source: ModelSource, status: int, output: IO[bytes]) -> str:
+    """Why a program ended without a report."""
+    if status == -signal.SIGKILL:
+        return (
+            f"the conversion of {source.folder} was killed, most likely out of memory: it "
+            "needs several times the size of the weights. Convert where there is more memory "
+            "(`python -m model convert`) and serve the folder that it writes"
+        )
+    output.seek(0)
+    lines = output.read().decode(errors="replace").splitlines()[-NUM_KEPT_LINES:]
+    text = "\n".join(lines).strip() or "nothing"
+    return f"the conversion of {source.folder} ended with status {status}; output: {text}"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, ParamSpec, TypeVar
 
 from service.errors import (
     InternalError,
@@ -35,6 +35,7 @@ from service.models.served_model import ServedModel
 from service.monitoring.metrics import Metrics
 
 T = TypeVar("T")
+P = ParamSpec("P")
 State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
 # Time for running batches to end after the last request.
 CLOSE_GRACE_S: Final = 5.0
@@ -59,8 +60,7 @@ class ModelRegistry:
         self._ordered: Sequence[ServedModel] = ()  # a request does not wait for the lock to read it
         self._default: str | None = None
         self._users: Counter[ServedModel] = Counter()
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
+        self._changed = threading.Condition()
         metrics.queue_oldest.set_function(self._oldest_s)
         metrics.queue_depths = self._queue_depths
         metrics.models = lambda: [served.info for served in self.models()]
@@ -84,8 +84,7 @@ class ModelRegistry:
         Raises:
             ModelNotFound: No model of that name is served.
         """
-        wanted = name or self._default
-        served = self._models.get(wanted) if wanted else None
+        served = self._models.get(name or self._default or "")
         if served is not None:
             return served
         names = ", ".join(m.manifest.name for m in self.models()) or "none now"
@@ -106,13 +105,13 @@ class ModelRegistry:
         Raises:
             ModelNotFound: As `find` raises it.
         """
-        with self._lock:
+        with self._changed:
             served = self.find(name)
             self._users[served] += 1
         try:
             yield served
         finally:
-            with self._lock:
+            with self._changed:
                 self._users[served] -= 1
                 if not self._users[served]:
                     del self._users[served]
@@ -205,7 +204,7 @@ class ModelRepository:
         Raises:
             Exception: As the loader raised it.
         """
-        return await self._in_loader(lambda: self._begin(source))
+        return await self._in_loader(self._serve, source)
 
     async def load(self, name: str, package: str | None = None) -> None:
         """Serve a package under a name; it replaces the model of that name.
@@ -221,7 +220,7 @@ class ModelRepository:
             InternalError: Any other failure, which is logged.
         """
         check_model_name(name)
-        await self._in_loader(lambda: self._swap(name, package))
+        await self._in_loader(self._swap, name, package)
 
     async def unload(self, name: str) -> None:
         """Stop serving a model. Its requests in progress are answered, then its memory is freed.
@@ -229,24 +228,20 @@ class ModelRepository:
         Raises:
             ModelNotFound: It is not served.
         """
-        await self._in_loader(lambda: self._remove(name))
+        await self._in_loader(self._remove, name)
 
     def index(self) -> list[ModelState]:
         """Every model that is served, was served, or is in the repository. Reads the folder."""
-        served = [model.manifest.name for model in self._registry.models()]
-        loading = self._loading
-        loading_name = loading.name if loading else None
-        leaving = set(self._leaving.values())
-        others = {*self._sources, *self._reasons, *list_packages(self._folder), *leaving}
-        if loading_name:
-            others.add(loading_name)
-        states = [ModelState(name, "READY", self._reasons.get(name, "")) for name in served]
-        for name in sorted(others - set(served)):
-            state: State = "UNLOADING" if name in leaving else "UNAVAILABLE"
-            if name == loading_name:
-                state = "LOADING"
-            states.append(ModelState(name, state, self._reasons.get(name, "")))
-        return states
+        loading, leaving = self._loading, set(self._leaving.values())
+        states: dict[str, State] = {m.manifest.name: "READY" for m in self._registry.models()}
+        unserved: dict[str, State] = dict.fromkeys(
+            [*self._sources, *self._reasons, *list_packages(self._folder)], "UNAVAILABLE"
+        )
+        unserved |= dict.fromkeys(leaving, "UNLOADING")
+        if loading is not None and loading.name:
+            unserved[loading.name] = "LOADING"
+        states |= {name: unserved[name] for name in sorted(unserved.keys() - states.keys())}
+        return [ModelState(name, s, self._reasons.get(name, "")) for name, s in states.items()]
 
     def cancel(self) -> None:
         """Cancel the current load and all later ones; served models stay."""
@@ -266,17 +261,12 @@ class ModelRepository:
         for thread in tuple(self._leaving):
             thread.join(max(0.0, until - time.monotonic()))
 
-    async def _in_loader(self, work: Callable[[], T]) -> T:
+    async def _in_loader(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run work in the loader's thread, after the work before it."""
         try:
-            return await asyncio.wrap_future(self._loader.submit(work))
+            return await asyncio.wrap_future(self._loader.submit(work, *args, **kwargs))
         except RuntimeError:
             raise stopping_error() from None
-
-    def _begin(self, source: ModelSource) -> ServedModel:
-        served = self._make(source)
-        self._serve(served, source)
-        return served
 
     def _swap(self, name: str, package: str | None) -> None:
         known = self._sources.get(name)
@@ -286,12 +276,11 @@ class ModelRepository:
             folder = find_package(self._folder, package or name)
             source = ModelSource(folder, name, is_background=True)
         try:
-            served = self._make(source)
+            self._serve(source)
         except ServiceError:
             raise
         except CANNOT_LOAD as error:
-            reason = source.without_paths(str(error))
-            self._reasons[name] = reason
+            reason = self._reasons[name] = source.without_paths(str(error))
             logger.warning("not loaded", extra={"fields": {"model": name, "reason": str(error)}})
             raise InvalidRequest(
                 f"{name!r} was not loaded: {reason}",
@@ -301,7 +290,18 @@ class ModelRepository:
         except Exception as error:
             self._reasons[name] = "internal error; the server's log has it"
             raise InternalError(f"{name!r} was not loaded.") from error
-        self._serve(served, source)
+
+    def _serve(self, source: ModelSource) -> ServedModel:
+        served = self._make(source)
+        name = served.manifest.name
+        self._sources[name] = source
+        self._reasons.pop(name, None)
+        replaced = self._registry.put(served)
+        self.on_change(name, True)
+        logger.info("loaded", extra={"fields": {"model": name, "is_swap": replaced is not None}})
+        if replaced is not None:
+            self._retire(replaced)
+        return served
 
     def _make(self, source: ModelSource) -> ServedModel:
         self._loading = source
@@ -319,33 +319,25 @@ class ModelRepository:
         finally:
             self._loading = None
 
-    def _serve(self, served: ServedModel, source: ModelSource) -> None:
-        name = served.manifest.name
-        self._sources[name] = source
-        self._reasons.pop(name, None)
-        replaced = self._registry.put(served)
-        self.on_change(name, True)
-        logger.info("loaded", extra={"fields": {"model": name, "is_swap": replaced is not None}})
-        if replaced is not None:
-            self._retire(replaced)
-
     def _remove(self, name: str) -> None:
         served = self._registry.remove(name)
         self.on_change(name, False)
         self._retire(served)
 
     def _retire(self, served: ServedModel) -> None:
-        thread = threading.Thread(target=self._end, args=(served,), name="unload", daemon=True)
+        """Close a model after its last request, in a thread."""
+
+        def end() -> None:
+            self._registry.wait_unused(served)
+            self._registry.images.drop(served)
+            served.close(CLOSE_GRACE_S)
+            collect_and_trim()
+            logger.info("unloaded", extra={"fields": {"model": served.manifest.name}})
+            self._leaving.pop(thread, None)
+
+        thread = threading.Thread(target=end, name="unload", daemon=True)
         self._leaving[thread] = served.manifest.name
         thread.start()
-
-    def _end(self, served: ServedModel) -> None:
-        self._registry.wait_unused(served)
-        self._registry.images.drop(served)
-        served.close(CLOSE_GRACE_S)
-        collect_and_trim()
-        logger.info("unloaded", extra={"fields": {"model": served.manifest.name}})
-        self._leaving.pop(threading.current_thread(), None)
 
 
 def managed_repository(repository: ModelRepository | None) -> ModelRepository:

@@ -55,8 +55,7 @@ class RequestCounts:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._last_ms = 0
-        self._num_items = 0
+        self._last_ms = self._num_items = 0
         # By outcome or stage.
         self._counts: Counter[str] = Counter()
         self._seconds: dict[str, float] = defaultdict(float)

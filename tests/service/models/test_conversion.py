@@ -16,13 +16,13 @@ from model.package import ModelPackage, PackageError, open_package
 from service.errors import InvalidRequest, ModelNotFound, Unavailable
 from service.models import conversion as conversion_module
 from service.models.conversion import (
-    Conversion,
     ModelSource,
     check_model_name,
     check_names,
     find_package,
     list_packages,
     open_source,
+    run_conversion,
 )
 
 LIMIT_S = 30.0
@@ -154,32 +154,39 @@ def is_running(pid: int) -> bool:
 def test_a_failed_conversion_gives_its_reason(
     source: ModelSource, program: list[str], message: str
 ) -> None:
-    with (
-        pytest.raises(PackageError, match=message),
-        Conversion([], program=program) as conversion,
-    ):
-        conversion.wait(source, "student")
+    with pytest.raises(PackageError, match=message):
+        run_conversion(source, "student", program)
 
 
 def test_a_cancelled_conversion_ends_its_program(
     source: ModelSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = program_of({"step": "begun"}, then="import signal; signal.pause()")
-    monkeypatch.setattr(Conversion, "_log", lambda *_: source.cancelled.set())
-    with pytest.raises(Unavailable), Conversion([], program=program) as conversion:
-        conversion.wait(source, "student")
-    assert not is_running(conversion.pid)
+    code = "import json, os, signal; print(json.dumps({'step': os.getpid()}), flush=True)"
+    pids: list[int] = []
+
+    def log(_: str, text: str, *__: object) -> None:
+        pids.append(int(text))
+        source.cancelled.set()
+
+    monkeypatch.setattr(conversion_module, "_log", log)
+    with pytest.raises(Unavailable):
+        run_conversion(source, "student", ["-c", f"{code}; signal.pause()"])
+    assert not is_running(*pids)
 
 
 KILLED_SERVER = """
 import sys, os, signal
-from service.models.conversion import Conversion
-conversion = Conversion([], program=["-c", sys.argv[1]])
-print(conversion.pid, flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
+from service.models import conversion
+def log(kind, pid, *_):
+    print(pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+conversion._log = log
+conversion.run_conversion(conversion.ModelSource("any"), "any", ["-c", sys.argv[1]])
 """
 FOLLOWER = """
+import json, os
 from model.conversion.commands import _end_with_stdin
+print(json.dumps({"step": os.getpid()}), flush=True)
 _end_with_stdin()
 """
 
@@ -218,11 +225,11 @@ def test_only_a_checkpoint_of_the_settings_is_converted(
 ) -> None:
     conversions: list[list[str]] = []
 
-    def refuse(self: Conversion, arguments: list[str]) -> None:
-        conversions.append(arguments)
+    def refuse(_: ModelSource, __: str, program: list[str]) -> None:
+        conversions.append(program)
         raise PackageError("no")
 
-    monkeypatch.setattr(Conversion, "__init__", refuse)
+    monkeypatch.setattr(conversion_module, "run_conversion", refuse)
     for cache in (None, source.cache):
         packaged = ModelSource(str(tiny_package.path), cache=cache)
         assert open_source(packaged) == open_package(tiny_package.path)
@@ -234,6 +241,6 @@ def test_only_a_checkpoint_of_the_settings_is_converted(
     with pytest.raises(PackageError):
         open_source(ModelSource.from_setting(source.folder, Path("/cache"), ("fp16", "int8")))
     (arguments,) = conversions
-    assert arguments[:3] == ["prepare", "--cache=/cache", "--report=json"]
+    assert arguments[:5] == ["-m", "model", "prepare", "--cache=/cache", "--report=json"]
     assert "--precision=fp16 --precision=int8" in " ".join(arguments)
     assert arguments[-2:] == ["--", source.folder]

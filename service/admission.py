@@ -17,15 +17,12 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
 from service.call import Call
-from service.errors import (
-    Overloaded,
-    ServiceError,
-    Unavailable,
-)
+from service.errors import Overloaded, ServiceError, Unavailable
 from service.monitoring.metrics import Metrics
 from service.patch_budget import HELD_TO_FREE, PatchBudget
 
@@ -61,11 +58,6 @@ class Ticket:
         on_taken: Called once it has taken what it needs.
     """
 
-    __slots__ = (
-        *("_admission", "_is_held", "budget", "call", "leave", "on_taken"),
-        *("num_body_bytes", "num_bytes", "num_patches"),
-    )
-
     def __init__(self, admission: "Admission", call: Call) -> None:
         self._admission = admission
         self._is_held = True
@@ -95,19 +87,19 @@ class Ticket:
             self.leave()
 
 
+@dataclass(slots=True, eq=False)
 class _Waiter:
     """A request that waits to take. Belongs to the event loop on which it was made."""
 
-    __slots__ = ("budget", "error", "is_over", "num_bytes", "num_patches", "ticket", "woken")
-
-    def __init__(
-        self, ticket: Ticket, budget: PatchBudget, num_patches: int, num_bytes: int
-    ) -> None:
-        self.ticket, self.budget = ticket, budget
-        self.num_patches, self.num_bytes = num_patches, num_bytes
-        self.is_over = False
-        self.error: ServiceError | None = None
-        self.woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    ticket: Ticket
+    budget: PatchBudget
+    num_patches: int
+    num_bytes: int
+    is_over: bool = False
+    error: ServiceError | None = None
+    woken: asyncio.Future[None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
 
     @property
     def is_stream(self) -> bool:
@@ -117,10 +109,7 @@ class _Waiter:
     @property
     def fits_patches(self) -> bool:
         """Whether its patches fit now."""
-        caller = self.ticket.call.caller
-        if self.is_stream and not self.budget.fits_streams(self.num_patches):
-            return False
-        return self.budget.fits(self.num_patches, caller)
+        return self.budget.fits(self.num_patches, self.ticket.call)
 
     def end(self, error: ServiceError | None = None) -> None:
         """Wake the coroutine, from any thread."""
@@ -206,11 +195,7 @@ class Admission:
         """
         if not self.is_open:
             self._metrics.rejected.labels(self.state.value).inc()
-            raise self.unavailable()
-
-    def unavailable(self) -> Unavailable:
-        """The error while the server does not accept requests."""
-        return unavailable(self.state)
+            raise unavailable(self.state)
 
     async def take(
         self, call: Call, budget: PatchBudget, *, num_patches: int, num_bytes: int = 0
@@ -231,10 +216,15 @@ class Admission:
             RequestTooLarge: It has more patches than the whole queue.
             DeadlineExceeded: The deadline cannot be met.
         """
+        with call.stage("admit"):
+            await self._take(call, budget, num_patches, min(num_bytes, self.max_work_bytes))
+
+    async def _take(
+        self, call: Call, budget: PatchBudget, num_patches: int, num_bytes: int
+    ) -> None:
         self.check_open()
         ticket = call.ticket
         assert ticket is not None
-        num_bytes = min(num_bytes, self.max_work_bytes)
         with self._lock:
             is_stream = call.waits_for_capacity
             if not is_stream and budget.is_full(call.caller):
@@ -248,20 +238,17 @@ class Admission:
             if not waiter.is_over and len(self._waiting) > MAX_WAITING:
                 self._waiting.remove(waiter)
                 raise self._memory_full("images and answers", code="work_memory_full")
-        if not waiter.is_over:
-            await self._wait(waiter)
-        if waiter.error is not None:
-            raise waiter.error
-        ticket.on_taken()
-
-    async def _wait(self, waiter: _Waiter) -> None:
         try:
-            await waiter.woken
+            if not waiter.is_over:
+                await waiter.woken
         finally:
             with self._lock:
                 if not waiter.is_over:  # the request leaves
                     self._waiting.remove(waiter)
                     self._admit()
+        if waiter.error is not None:
+            raise waiter.error
+        ticket.on_taken()
 
     def _admit(self) -> None:
         """Admit requests that wait, in order. Needs the lock.
@@ -278,15 +265,12 @@ class Admission:
                     continue
                 self._waiting.remove(waiter)
                 waiter.end(waiter.budget.full())
-            elif waiter.num_bytes and not self._has_bytes(waiter.num_bytes):
+            elif waiter.num_bytes and self.num_work_bytes + waiter.num_bytes > self.max_work_bytes:
                 is_blocked = True
             else:
                 self._waiting.remove(waiter)
                 self._hold(waiter)
                 waiter.end()
-
-    def _has_bytes(self, num_bytes: int) -> bool:
-        return self.num_work_bytes + num_bytes <= self.max_work_bytes
 
     def _is_reserved(self, budget: PatchBudget) -> bool:
         """Whether free patches are kept for a stream that waits for more of them.
@@ -294,9 +278,9 @@ class Admission:
         Else small requests would starve it. One that waits for bytes keeps none.
         """
         return any(
-            w.budget is budget and w.is_stream and not w.fits_patches
+            w.budget is budget and budget.fits_streams(w.num_patches) and not w.fits_patches
             for w in self._waiting
-            if budget.fits_streams(w.num_patches)
+            if w.is_stream
         )
 
     def _hold(self, waiter: _Waiter) -> None:

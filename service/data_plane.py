@@ -21,7 +21,7 @@ from model.head import Head
 from model.image_codec import ImageLimits
 from model.preprocess import Scaling
 from model.segmentation import Background, Classes, PooledClasses
-from service.admission import UNAVAILABLE_RETRY_S, Admission
+from service.admission import UNAVAILABLE_RETRY_S, Admission, unavailable
 from service.answer_size import SizedRequest, answer_size, check_answer_size
 from service.call import AnswerEncoding, Call
 from service.errors import Unavailable, device_unhealthy
@@ -147,7 +147,7 @@ class DataPlane:
             Unavailable: The server starts or drains, a model cannot answer, or none is served.
         """
         if not self.admission.is_ready:
-            raise self.admission.unavailable()
+            raise unavailable(self.admission.state)
         if self.models.is_empty:
             raise Unavailable("No model is served.", retry_after_s=UNAVAILABLE_RETRY_S)
         if not all(self.health.values()):
@@ -161,7 +161,7 @@ class DataPlane:
             ModelNotFound: No model of that name is served.
         """
         if not self.admission.is_ready:
-            raise self.admission.unavailable()
+            raise unavailable(self.admission.state)
         if not self.models.find(name).is_ready:
             raise device_unhealthy()
 
@@ -274,7 +274,7 @@ class DataPlane:
         with self._serving(request, call) as model:
             groups, errors = text_groups(request, self.limits)
             prompts = model.texts.look_up(list(groups.values()))
-            await self._take(call, model, num_patches=prompts.cost)
+            await self.admission.take(call, model.budget, num_patches=prompts.cost)
             if request.partial:
                 # Only the tokenizer knows which texts are blank; it is too slow to run before
                 # admission.
@@ -350,9 +350,7 @@ class DataPlane:
             job = self._image_job(request, model, (features,))
             if request.quality == "fine":
                 job.rules = (job.rule, self._preparer.finer(job.rule, model.manifest.max_size))
-            rules = _mask_rules(request, model, features, head)
-            if request.quality != "published":
-                rules = _with_foreground(rules, model, prompts)
+            rules = _mask_rules(request, model, features=features, head=head, prompts=prompts)
             encoded, known = await self._encode(
                 job, request, model, call, prompts=prompts, uses_foreground=rules.uses_foreground
             )
@@ -502,14 +500,6 @@ class DataPlane:
                 if own_ticket is not None:
                     own_ticket.release()
 
-    async def _take(
-        self, call: Call, model: ServedModel, *, num_patches: int, num_bytes: int = 0
-    ) -> None:
-        with call.stage("admit"):
-            await self.admission.take(
-                call, model.budget, num_patches=num_patches, num_bytes=num_bytes
-            )
-
     async def _encode(
         self,
         job: ImageJob,
@@ -527,10 +517,13 @@ class DataPlane:
         )
         if uses_foreground:
             answer_bytes += FOREGROUND_BYTES * min(len(job.images), self._pool.num_threads)
-        num_patches = measured.num_queued_patches + prompts.cost
-        # The images are decoded before the answer is made.
-        num_bytes = max(measured.num_bytes, answer_bytes)
-        await self._take(call, model, num_patches=num_patches, num_bytes=num_bytes)
+        await self.admission.take(
+            call,
+            model.budget,
+            num_patches=measured.num_queued_patches + prompts.cost,
+            # The images are decoded before the answer is made.
+            num_bytes=max(measured.num_bytes, answer_bytes),
+        )
         images = self._images.run(job, measured, model, call)
         if prompts.missing:
             known = model.texts.encode(prompts, call, self._pool)
@@ -668,7 +661,12 @@ def _temperature(model: ServedModel, head: Head | None) -> float:
 
 
 def _mask_rules(
-    request: SegmentImagesRequest, model: ServedModel, features: ImageOutput, head: Head | None
+    request: SegmentImagesRequest,
+    model: ServedModel,
+    *,
+    features: ImageOutput,
+    head: Head | None,
+    prompts: PromptSet,
 ) -> MaskRules:
     """Of a request with its defaults, see `with_mask_defaults`."""
     background = Background(
@@ -677,20 +675,15 @@ def _mask_rules(
         level=request.background_level if request.background == "auto" else None,
         least_cosine=model.manifest.zero_shot.least_cosine,
     )
-    return MaskRules(
+    rules = MaskRules(
         features=features, temperature=_temperature(model, head), background=background
     )
-
-
-def _with_foreground(rules: MaskRules, model: ServedModel, prompts: PromptSet) -> MaskRules:
-    """With the classes that depend on the foreground, if the package can find it."""
     finder = model.info.foreground
-    if finder is None:
+    if finder is None or request.quality == "published":
         return rules
-    animals: list[int] = []
-    if rules.background.level is not None:
-        names = [group.name or "" for group in prompts.groups]
-        animals = [k for k, name in enumerate(names) if finder.is_animal(name)]
+    names = [group.name or "" for group in prompts.groups]
+    has_level = background.level is not None
+    animals = [k for k, name in enumerate(names) if has_level and finder.is_animal(name)]
     return replace(rules, people=find_people(prompts.groups), animals=animals)
 
 

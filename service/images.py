@@ -182,15 +182,6 @@ class ImagePreparer:
         """Memory that decoding an image may take."""
         return self._limits.max_decoding_bytes
 
-    def _header(
-        self, image: ImageInput, rules: Sequence[SizeRule], param: str
-    ) -> tuple[tuple[int, int], int]:
-        """Height and width, and the bytes of decoding, which an array does not need."""
-        if isinstance(image, bytes):
-            with image_errors(param):
-                return read_header(image, self._limits, reduce_to=self._reduce_to(rules))
-        return self._array_hw(image, param), 0
-
     def _array_hw(self, image: NDArray[Any], param: str) -> tuple[int, int]:
         height, width = image.shape[1:] if _is_model_input(image) else image.shape[:2]
         if height * width > self._limits.max_pixels:
@@ -252,18 +243,25 @@ class ImagePreparer:
         Raises:
             InvalidRequest: The image is unreadable or too large.
         """
-        size_hw, num_bytes = self._header(image, rules, param)
+        if isinstance(image, bytes):
+            with image_errors(param):
+                size_hw, num_bytes = read_header(
+                    image, self._limits, reduce_to=self._reduce_to(rules)
+                )
+        else:
+            size_hw, num_bytes = self._array_hw(image, param), 0
         counts = [self._count_patches(image, size_hw, rule, param) for rule in rules]
         return size_hw, counts, num_bytes
 
     def _count_patches(
         self, image: ImageInput, size_hw: tuple[int, int], rule: SizeRule, param: str
     ) -> int:
-        target_hw = size_hw if _is_model_input(image) else rule.target_hw(size_hw)
-        if rule.windows is not None and not _is_model_input(image):
+        is_scaled = not _is_model_input(image)
+        target_hw = rule.target_hw(size_hw) if is_scaled else size_hw
+        if rule.windows is not None and is_scaled:
             # The model sees one window at a time; admission bounds how many there are.
             return rule.num_patches(target_hw)
-        num_patches = target_hw[0] * target_hw[1] // rule.patch_size**2
+        num_patches = math.prod(target_hw) // rule.patch_size**2
         max_patches = self.max_patches(rule)
         if num_patches > max_patches:
             raise InvalidRequest(

@@ -45,15 +45,13 @@ class PatchBudget:
 
     def is_full(self, caller: str) -> bool:
         """Whether the smallest request of a caller does not fit."""
-        return not self.fits(1, caller)
+        return not self._fits_share(1, caller)
 
-    def fits(self, num_patches: int, caller: str) -> bool:
-        """Whether a request fits into the queue, and into the share of its caller."""
-        free = self.max_patches - self.num_patches - num_patches
-        if free < 0:
+    def fits(self, num_patches: int, call: Call) -> bool:
+        """Whether a request fits into the queue, the share of its caller, and that of streams."""
+        if call.waits_for_capacity and not self.fits_streams(num_patches):
             return False
-        held = self._held[caller] if caller else 0  # in process there are no other callers
-        return not held or held + num_patches <= HELD_TO_FREE * free
+        return self._fits_share(num_patches, call.caller)
 
     def fits_streams(self, num_patches: int) -> bool:
         """Whether it fits into the half of the queue that streams may use."""
@@ -112,6 +110,11 @@ class PatchBudget:
         """Count the end of an admitted request."""
         self.num_requests -= 1
         self._add(-num_patches, call)
+
+    def _fits_share(self, num_patches: int, caller: str) -> bool:
+        free = self.max_patches - self.num_patches - num_patches
+        held = self._held[caller] if caller else 0  # in process there are no other callers
+        return free >= 0 and (not held or held + num_patches <= HELD_TO_FREE * free)
 
     def _add(self, num_patches: int, call: Call) -> None:
         self.num_patches += num_patches

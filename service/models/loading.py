@@ -455,14 +455,15 @@ def served_buckets(manifest: Manifest, max_patches: int) -> list[Bucket]:
     Raises:
         PackageError: A single image exceeds the limit of a batch.
     """
-    for height, width in manifest.shape_buckets:
-        needed = num_patches((height, width), manifest)
+    shapes = [Bucket("image", shape) for shape in manifest.shape_buckets]
+    for bucket in shapes:
+        needed = item_cost(manifest, bucket)
         if needed > max_patches:
+            height, width = bucket.shape
             raise PackageError(
                 f"{manifest.name} serves {height} x {width} pixels, which are {needed} "
                 f"patches; raise max_batch_patches above {max_patches}"
             )
-    shapes = [Bucket("image", shape) for shape in manifest.shape_buckets]
     return [*shapes, Bucket("text", (min(WARM_UP_TOKENS, manifest.max_text_tokens),))]
 
 
@@ -484,12 +485,7 @@ def with_maps(buckets: Sequence[Bucket], manifest: Manifest, runtime: Runtime) -
 
 def item_cost(manifest: Manifest, bucket: Bucket) -> int:
     """Patches of an image, or tokens of a text."""
-    return num_patches(bucket.shape, manifest) if bucket.is_image else bucket.shape[0]
-
-
-def num_patches(shape: tuple[int, ...], manifest: Manifest) -> int:
-    """Patches of an image of this height and width in pixels."""
-    return math.prod(shape) // manifest.patch_size**2
+    return math.prod(bucket.shape) // (manifest.patch_size**2 if bucket.is_image else 1)
 
 
 def _serve(

@@ -8,7 +8,6 @@ K groups.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -22,14 +21,16 @@ from service.outputs.maps import SMOOTH
 from service.outputs.masks import encode_mask_png
 from service.outputs.png import BAND_PIXELS, ColourType, write_png
 
+# From embeddings [N, D] to values [N, C].
+Projection = Callable[[FloatArray], FloatArray]
 # From embeddings [N, D], grid, size, and the guide of `model.outlines` if the map follows one, to
 # the map [H, W] or [H, W, 3].
 Guide = NDArray[np.uint8] | None
 View = Callable[[FloatArray, tuple[int, int], tuple[int, int], Guide], NDArray[Any]]
 DEFAULT_GROUPS: Final = 6
-DEFAULT_SEED: Final = 0
 # Slope of the sigmoid that maps whitened components to colours.
-STEEPNESS: Final = 2.0
+STEEPNESS: Final = np.float32(2)
+HALF: Final = np.float32(0.5)
 # Share of the greatest variance. Below it there is only rounding, which whitening would amplify.
 LEAST_VARIANCE: Final = 1e-10
 MAX_ITERATIONS: Final = 20
@@ -43,55 +44,38 @@ def fit_view(request: VisualizeFeaturesRequest, features: Sequence[FloatArray]) 
     are scaled before they are compared, as in its demonstration page.
     """
     all_ND = features[0] if len(features) == 1 else np.concatenate(features)
+    values_of = _fit_values(request, all_ND)
+
+    def view(
+        features_ND: FloatArray, grid_hw: tuple[int, int], size_hw: tuple[int, int], guide: Guide
+    ) -> NDArray[Any]:
+        maps_Chw = values_of(features_ND).T.reshape(-1, *grid_hw)
+        if guide is not None:
+            maps_Chw = outline(maps_Chw, guide)
+        if request.kind == "groups":
+            nearness_hwK = np.ascontiguousarray(np.moveaxis(maps_Chw, 0, -1))
+            found = label_pixels(nearness_hwK, size_hw, with_scores=False)
+            return found.labels_HW.astype(np.uint16, copy=False)
+        scaled_HWC = _scale(maps_Chw, size_hw)
+        return scaled_HWC[..., 0] if request.kind == "component" else scaled_HWC
+
+    return view
+
+
+def _fit_values(request: VisualizeFeaturesRequest, all_ND: FloatArray) -> Projection:
+    """From embeddings to a colour, to a share from 0 to 1, or to the nearness of each group."""
     if request.kind == "groups":
-        return _groups_view(all_ND, request)
-    components = fit_components(all_ND, 3 if request.kind == "colors" else 1)
+        num_groups = DEFAULT_GROUPS if request.group_count is None else request.group_count
+        centres_KD = find_groups(all_ND, num_groups, request.seed or 0)
+        return lambda features_ND: -np.sqrt(squared_distances(features_ND, centres_KD))
     if request.kind == "colors":
-        return lambda features_ND, grid_hw, size_hw, guide_3YX: _scale(
-            _maps(_sigmoid(STEEPNESS * components.project(features_ND)), grid_hw, guide_3YX),
-            size_hw,
-        )
-    projected_N1 = components.project(all_ND)
-    least, span = projected_N1.min(), np.ptp(projected_N1)
-
-    def view(
-        features_ND: FloatArray,
-        grid_hw: tuple[int, int],
-        size_hw: tuple[int, int],
-        guide_3YX: Guide,
-    ) -> FloatArray:
-        share_N1 = (components.project(features_ND) - least) / (span or np.float32(1))
-        return _scale(_maps(np.clip(share_N1, 0, 1), grid_hw, guide_3YX), size_hw)[..., 0]
-
-    return view
-
-
-def _groups_view(all_ND: FloatArray, request: VisualizeFeaturesRequest) -> View:
-    num_groups = DEFAULT_GROUPS if request.group_count is None else request.group_count
-    seed = DEFAULT_SEED if request.seed is None else request.seed
-    centres_KD = find_groups(all_ND, num_groups, seed)
-
-    def view(
-        features_ND: FloatArray,
-        grid_hw: tuple[int, int],
-        size_hw: tuple[int, int],
-        guide_3YX: Guide,
-    ) -> NDArray[np.uint16]:
-        nearness_NK = -np.sqrt(squared_distances(features_ND, centres_KD))
-        if grid_hw == size_hw:
-            labels_N: NDArray[np.uint16] = (nearness_NK.argmax(axis=-1) + 1).astype(np.uint16)
-            return labels_N.reshape(grid_hw)
-        nearness_hwK = np.moveaxis(_maps(nearness_NK, grid_hw, guide_3YX), 0, -1)
-        found = label_pixels(np.ascontiguousarray(nearness_hwK), size_hw, with_scores=False)
-        return found.labels_HW.astype(np.uint16, copy=False)
-
-    return view
-
-
-def _maps(values_NC: FloatArray, grid_hw: tuple[int, int], guide_3YX: Guide) -> FloatArray:
-    """Values at patches, or at places of the guide, [C, h, w]."""
-    maps_Chw = values_NC.T.reshape(-1, *grid_hw)
-    return maps_Chw if guide_3YX is None else outline(maps_Chw, guide_3YX)
+        project = fit_components(all_ND, 3)
+        # The sigmoid by tanh, which never overflows.
+        return lambda features_ND: np.tanh(STEEPNESS / 2 * project(features_ND)) / 2 + HALF
+    project_first = fit_components(all_ND, 1)
+    projected_N1 = project_first(all_ND)
+    least, span = projected_N1.min(), np.ptp(projected_N1) or np.float32(1)
+    return lambda features_ND: np.clip((project_first(features_ND) - least) / span, 0, 1)
 
 
 def _scale(maps_Chw: FloatArray, size_hw: tuple[int, int]) -> FloatArray:
@@ -110,50 +94,29 @@ def _scale(maps_Chw: FloatArray, size_hw: tuple[int, int]) -> FloatArray:
     return scaled_HWC
 
 
-def _sigmoid(values: FloatArray) -> FloatArray:
-    # tanh never overflows.
-    share: FloatArray = (np.tanh(values / 2) + np.float32(1)) / np.float32(2)
-    return share
-
-
 def encode_view_png(features: NDArray[Any], kind: FeatureKind) -> bytes:
     """Encode colours as RGB, a component from dark violet to pale yellow, groups as a mask."""
     if kind == "groups":
         return encode_mask_png(features)
-    size_hw = features.shape[:2]
-    if kind == "colors":
-        return write_png(
-            size_hw,
-            lambda rows: np.rint(features[rows] * 255).astype(np.uint8),
-            ColourType.RGB,
-            strategy=SMOOTH,
-        )
-    return write_png(
-        size_hw,
-        lambda rows: np.rint((1 - features[rows]) * (len(COLOUR_SCALE) - 1)).astype(np.uint8),
-        ColourType.PALETTE,
-        COLOUR_SCALE.tobytes(),
-        strategy=SMOOTH,
-    )
+    is_component = kind == "component"
+
+    def levels(rows: slice) -> NDArray[np.uint8]:
+        share: FloatArray = 1 - features[rows] if is_component else features[rows]
+        return np.rint(share * 255).astype(np.uint8)
+
+    colour_type = ColourType.PALETTE if is_component else ColourType.RGB
+    palette = COLOUR_SCALE.tobytes() if is_component else b""
+    return write_png(features.shape[:2], levels, colour_type, palette, strategy=SMOOTH)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Components:
-    """Mean and principal axes; `axes_DC` are unit vectors divided by the standard deviation."""
-
-    mean_D: FloatArray
-    axes_DC: FloatArray
-
-    def project(self, features_ND: FloatArray) -> FloatArray:
-        """Whitened coordinates [N, C]: mean 0 and deviation 1 over the fitted patches."""
-        projected_NC = (features_ND - self.mean_D) @ self.axes_DC
-        return projected_NC.astype(np.float32, copy=False)
-
-
-def fit_components(features_ND: FloatArray, count: int) -> Components:
+def fit_components(features_ND: FloatArray, count: int) -> Projection:
     """Fit the axes of greatest variance; surplus axes are zero.
 
     The largest weight of each axis is positive, so that the same patches give the same axes.
+
+    Returns:
+        From embeddings [N, D] to whitened coordinates [N, C]: mean 0 and deviation 1 over the
+        fitted patches.
     """
     exact_ND = features_ND.astype(np.float64)
     mean_D: NDArray[np.float64] = exact_ND.mean(axis=0)
@@ -172,7 +135,8 @@ def fit_components(features_ND: FloatArray, count: int) -> Components:
         axis_D = centred_ND.T @ axis_D if is_wide else axis_D
         axis_D = axis_D / np.linalg.norm(axis_D) * np.sign(axis_D[np.abs(axis_D).argmax()])
         axes_DC[:, index] = axis_D / np.sqrt(variance)
-    return Components(mean_D=mean_D.astype(np.float32), axes_DC=axes_DC.astype(np.float32))
+    origin_D, scaled_DC = mean_D.astype(np.float32), axes_DC.astype(np.float32)
+    return lambda patches_ND: np.asarray((patches_ND - origin_D) @ scaled_DC, np.float32)
 
 
 def find_groups(features_ND: FloatArray, num_groups: int, seed: int) -> FloatArray:

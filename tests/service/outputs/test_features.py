@@ -31,19 +31,19 @@ def test_components_are_those_of_scikit_learn(shape: tuple[int, int]) -> None:
     noise_ND = np.random.default_rng(0).standard_normal(shape)
     features_ND = (noise_ND * scales + 7).astype(np.float32)
     expected_NC = PCA(3, whiten=True, svd_solver="full").fit_transform(features_ND)
-    found_NC = fit_components(features_ND, 3).project(features_ND)
+    found_NC = fit_components(features_ND, 3)(features_ND)
     assert found_NC.dtype == np.float32
     np.testing.assert_allclose(found_NC, expected_NC, atol=2e-4)
 
 
 def test_constant_features_give_zero_components() -> None:
     line_ND = np.outer(np.arange(9, dtype=np.float32), np.ones(5, np.float32))
-    found_NC = fit_components(line_ND, 3).project(line_ND)
+    found_NC = fit_components(line_ND, 3)(line_ND)
     assert np.ptp(found_NC[:, 0]) > 2
     assert not found_NC[:, 1:].any()
     same_ND = np.full((6, 5), 0.3, np.float32)
-    assert not fit_components(same_ND, 3).project(same_ND).any()
-    assert not fit_components(same_ND[:1], 3).project(same_ND).any()
+    assert not fit_components(same_ND, 3)(same_ND).any()
+    assert not fit_components(same_ND[:1], 3)(same_ND).any()
 
 
 FEATURES = np.random.default_rng(0).standard_normal((200, 16)).astype(np.float32) + 5

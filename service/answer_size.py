@@ -45,7 +45,7 @@ class Value(NamedTuple):
 
 FLOAT: Final = Value(4, 4)
 VECTORS: Final = {"float32": Value(4, 8), "float16": Value(2, 6), "int8": Value(1, 5)}
-HEAD_MAPS: Final = {"depth": (1, FLOAT), "normals": (3, FLOAT), "segmentation": (1, Value(2, 2))}
+GROUP: Final = Value(2, 3, 3)
 # An instance without its run lengths; of these, a byte a pixel bounds those of smooth masks.
 INSTANCE: Final = Value(160, 1024, 160)
 RUNS: Final = Value(1, 1, 1)
@@ -71,42 +71,37 @@ def answer_size(
         num_labels: Classes of a segmentation head, whose logits make the masks.
     """
     num_pixels, patches = sum(map(math.prod, sizes_hw)), sum(num_patches)
+    # Of masks: runs, the decoded image, and the logits of a head.
+    sent, held = 0.0, float(ENCODING_BYTES.get(encoding, 0) * num_pixels)
+    held += 4 * num_labels * MAP_PIXELS * patches
     if isinstance(request, EmbedImagesRequest):
-        num_pixels = MAP_PIXELS * patches
-        arrays = _embeddings(request, embed_dim * patches, num_pixels)
+        arrays = _embeddings(request, embed_dim * patches, MAP_PIXELS * patches)
     elif isinstance(request, SegmentImagesRequest):
         arrays = _masks(request, encoding, len(sizes_hw), num_pixels)
+        if request.quality != "published":
+            num_classes = len(request.classes) + len(request.background_classes)
+            num_sizes = 2 if request.quality == "fine" else 1
+            counts = [min(num_classes * MAX_PLACES**2 * n, MAX_VALUES) for n in num_patches]
+            held += 8 * num_sizes**2 * sum(counts)
     else:
         arrays = _maps(request, num_pixels)
-    sent = held = 0.0
     for count, value in arrays:
-        match encoding:
-            case "list":
-                num_bytes: float = count * value.chars
-            case "base64":
-                num_bytes = count * value.sent * 4 / 3
-            case "png" | "overlay" | "outlines":  # compressed, so a byte a value bounds them
-                num_bytes = count
-            case _:
-                num_bytes = count * value.sent
+        # Images and outlines are compressed, so a byte a value bounds them.
+        text_bytes = {"list": value.chars, "base64": value.sent * 4 / 3}
+        image_bytes = dict.fromkeys(("png", "overlay", "outlines"), 1)
+        num_bytes = count * (text_bytes | image_bytes).get(encoding, value.sent)
         sent += num_bytes
         held += count * value.held + COPIES.get(encoding, 0.0) * num_bytes
-    if isinstance(request, SegmentImagesRequest) and request.quality != "published":
-        num_classes = len(request.classes) + len(request.background_classes)
-        num_sizes = 2 if request.quality == "fine" else 1
-        counts = [min(num_classes * MAX_PLACES**2 * n, MAX_VALUES) for n in num_patches]
-        held += 8 * num_sizes**2 * sum(counts)
-    held += ENCODING_BYTES.get(encoding, 0) * num_pixels + 4 * num_labels * MAP_PIXELS * patches
     return AnswerSize(math.ceil(sent), math.ceil(held))
 
 
 def _embeddings(
     request: EmbedImagesRequest, num_values: int, num_pixels: int
 ) -> Iterator[tuple[int, Value]]:
-    yield num_values * len({"patches", "values"} & {*request.outputs}), VECTORS[request.vector_type]
-    for name in HEAD_MAPS.keys() & set(request.outputs):
-        num_axes, value = HEAD_MAPS[name]
-        yield num_axes * num_pixels, value
+    outputs = set(request.outputs)
+    yield num_values * len({"patches", "values"} & outputs), VECTORS[request.vector_type]
+    yield num_pixels * (("depth" in outputs) + 3 * ("normals" in outputs)), FLOAT
+    yield num_pixels * ("segmentation" in outputs), Value(2, 2)
 
 
 def _masks(
@@ -118,8 +113,7 @@ def _masks(
         label_bytes += 2  # these encodings send uint16
     yield num_pixels, Value(2, label_bytes, len(str(num_classes)) + 1)
     num_scores = request.include_scores + request.include_all_scores * num_classes
-    if num_scores:
-        yield num_scores * num_pixels, FLOAT
+    yield num_scores * num_pixels, FLOAT
     if request.include_instances:
         yield num_pixels, RUNS
         yield math.ceil(num_images / request.min_area_share), INSTANCE
@@ -128,13 +122,10 @@ def _masks(
 def _maps(
     request: VisualizeFeaturesRequest | EstimateMapsRequest, num_pixels: int
 ) -> Iterator[tuple[int, Value]]:
-    if request.size != "image":
-        return
     shown = request.task if isinstance(request, EstimateMapsRequest) else request.kind
-    if shown == "groups":
-        yield num_pixels, Value(2, 3, 3)
-    else:
-        yield num_pixels * (3 if shown in {"normals", "colors"} else 1), FLOAT
+    if request.size == "image":
+        num_values = 3 if shown in {"normals", "colors"} else 1
+        yield num_pixels * num_values, GROUP if shown == "groups" else FLOAT
 
 
 def check_answer_size(size: AnswerSize, max_sent: int, max_held: int) -> None:

@@ -8,8 +8,8 @@ import math
 import random
 import re
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, get_args
@@ -135,9 +135,14 @@ class Call:
         """Record a wait; of parallel waits only the longest counts."""
         self.stages[stage] = max(self.stages.get(stage, 0.0), seconds)
 
-    def stage(self, name: Stage) -> "StageTimer":
+    @contextmanager
+    def stage(self, name: Stage) -> Iterator[None]:
         """Time a block as a stage, also if it fails."""
-        return StageTimer(self, name)
+        started = self.clock()
+        try:
+            yield
+        finally:
+            self.record(name, started, self.clock())
 
     def facts(self) -> dict[str, str | int]:
         """Who calls with what, for the log and the trace; nothing that a caller makes up."""
@@ -179,22 +184,6 @@ def caller_of(protocol: str, host: str) -> str:
         if address.version == IPV6:
             host = str(ipaddress.ip_network((address, IPV6_HOST_BITS), strict=False))
     return f"{protocol} {hash(host) % NUM_CALLERS}"
-
-
-class StageTimer:
-    """Times a block. A class instead of `contextmanager`: a request has three."""
-
-    __slots__ = ("_call", "_name", "_started")
-
-    def __init__(self, call: Call, name: Stage) -> None:
-        self._call, self._name = call, name
-        self._started = 0.0
-
-    def __enter__(self) -> None:
-        self._started = self._call.clock()
-
-    def __exit__(self, *raised: object) -> None:
-        self._call.record(self._name, self._started, self._call.clock())
 
 
 def deadline_exceeded() -> DeadlineExceeded:

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from service.machine import work_in_background
 
@@ -51,14 +51,7 @@ async def wait_both(first: Awaitable[T], second: Awaitable[U]) -> tuple[T, U]:
     return found[0], found[1]
 
 
-class Cancellable(Protocol):
-    """A future of any kind."""
-
-    def cancel(self) -> bool:
-        """Cancel it."""
-
-
-def cancel_all(futures: Iterable[Cancellable]) -> None:
+def cancel_all(futures: Iterable[Any]) -> None:
     """Cancel all. A loop in the caller would keep its last future in the caller's frame."""
     for future in futures:
         future.cancel()

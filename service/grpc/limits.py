@@ -20,9 +20,8 @@ from service.admission import Ticket
 from service.errors import DeadlineExceeded, InvalidRequest, RequestTooLarge
 from service.messages import MAX_CLASSES, MAX_IMAGES, MAX_TEXTS
 
-# Longest time in which a message arrives, and while others wait to be read.
+# Longest time in which a message arrives.
 RECEIVE_LIMIT_S: Final = 20.0
-CONTENDED_LIMIT_S: Final = 1.0
 # A smaller message takes a few megabytes at the most once parsed, and is not counted.
 SMALL_BYTES: Final = 128 * 1024
 # Most values in one message. An item is two or three; requests slightly over are left to later
@@ -61,18 +60,15 @@ class Rpc:
 class MessageReader:
     """Reads few messages at once, since grpcio takes all of a message that is being read.
 
-    A host has half of the slots, so slow messages of one host delay no other. While messages wait,
-    each that is read has little time, so those of many hosts delay others by seconds at most.
-    Belongs to one event loop.
+    A host has half of the slots, so slow messages of one host delay no other. Belongs to one event
+    loop.
     """
 
     def __init__(self, num_slots: int) -> None:
         self._num_of_host = max(1, num_slots // 2)
         self._slots = asyncio.Semaphore(num_slots)
-        self._num_waiting = 0
         # By host, while its messages hold or want a slot.
         self._of_host: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        self._reading: dict[asyncio.Timeout, float] = {}
 
     async def read(self, context: Any, host: str) -> Any:
         """The next message as bytes, or `grpc.aio.EOF`.
@@ -80,40 +76,13 @@ class MessageReader:
         Raises:
             DeadlineExceeded: It did not arrive in time.
         """
-        async with self._of_host.setdefault(host, asyncio.Semaphore(self._num_of_host)):
-            self._num_waiting += 1
-            self._hurry()
-            try:
-                await self._slots.acquire()
-            finally:
-                self._num_waiting -= 1
-            try:
-                return await self._receive(context)
-            finally:
-                self._slots.release()
-
-    async def _receive(self, context: Any) -> Any:
-        began = asyncio.get_running_loop().time()
+        of_host = self._of_host.setdefault(host, asyncio.Semaphore(self._num_of_host))
         try:
-            async with asyncio.timeout(RECEIVE_LIMIT_S) as limit:
-                self._reading[limit] = began
-                self._hurry()
-                try:
-                    return await context.read()
-                finally:
-                    del self._reading[limit]
+            async with of_host, self._slots, asyncio.timeout(RECEIVE_LIMIT_S):
+                return await context.read()
         except TimeoutError:
             text = "The message did not arrive in time."
             raise DeadlineExceeded(text, code="slow_message") from None
-
-    def _hurry(self) -> None:
-        """While messages wait for a slot, give those that hold one less time."""
-        if not self._num_waiting or not self._slots.locked():
-            return
-        for limit, began in self._reading.items():
-            when = limit.when()
-            if when is not None and when > began + CONTENDED_LIMIT_S:
-                limit.reschedule(began + CONTENDED_LIMIT_S)
 
 
 def parse_message(raw: bytes, rpc: Rpc, ticket: Ticket) -> Message:

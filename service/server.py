@@ -63,10 +63,6 @@ ModelLoader = Callable[[Settings, Metrics, ModelSource], ServedModel]
 logger = logging.getLogger(__name__)
 
 
-class StartError(Exception):
-    """The start failed for a reason that the user can correct; the message gives it."""
-
-
 class Server:
     """All parts of one server process; of a worker, if it has a place among several."""
 
@@ -228,15 +224,13 @@ class Server:
 
     def _check_memory(self) -> None:
         """Warn if callers can take more memory than the models leave."""
-        limit = memory_limit()
-        num_workers = self.settings.workers
+        limit, num_workers = memory_limit(), self.settings.workers
         num_bytes = num_workers * max_caller_bytes(self.settings)
         if limit is not None and num_workers * resident_bytes() + num_bytes > limit:
-            fields = {"max_caller_bytes": num_bytes, "memory_limit_bytes": limit}
             logger.warning(
                 "callers can make the server exceed its memory limit: lower max_body_memory_bytes, "
                 "max_work_memory_bytes, max_queue_patches or image_cache_bytes",
-                extra={"fields": fields},
+                extra={"fields": {"max_caller_bytes": num_bytes, "memory_limit_bytes": limit}},
             )
 
     async def _publish_health(self, models: Mapping[str, bool]) -> None:
@@ -352,33 +346,30 @@ def main(settings: Settings, place: WorkerPlace | None = None) -> int:
         The exit status: 0 after a drain, 1 after a failure.
     """
     log = configure_logging(settings.log_level)
-    try:
-        uvloop.run(_run(settings, log, place))
-    except StartError as error:
-        # The user can correct it: the message says how, and a traceback would hide that.
-        logger.error("the server could not start: %s", error)
-        return 1
-    except Exception:
-        logger.exception("the server failed")
-        return 1
-    finally:
-        log.close(LOG_GRACE_S)
-    return 0
-
-
-async def _run(settings: Settings, log: LogQueue, place: WorkerPlace | None) -> None:
     server: Server | None = None
-    try:
+
+    async def run() -> None:
+        nonlocal server
         server = Server(settings, log=log, place=place)
         on_stop_signals(server.request_stop, is_worker=place is not None)
         if place is not None:
             _stop_with_supervisor(server)
         await server.run()
-    except (ValueError, OSError, ImportError) as error:
-        # After the start such an error is a bug or an incident, which needs its traceback.
-        if server is not None and server.ready.is_set():
-            raise
-        raise StartError(str(error)) from error
+
+    try:
+        uvloop.run(run())
+    except Exception as error:
+        # After the start such an error is a bug or an incident, which needs its traceback. Before,
+        # the user can correct it: the message says how, and a traceback would hide that.
+        has_started = server is not None and server.ready.is_set()
+        if isinstance(error, (ValueError, OSError, ImportError)) and not has_started:
+            logger.error("the server could not start: %s", error)
+        else:
+            logger.exception("the server failed")
+        return 1
+    finally:
+        log.close(LOG_GRACE_S)
+    return 0
 
 
 def _stop_with_supervisor(server: Server) -> None:

@@ -13,7 +13,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NoReturn, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -44,6 +44,44 @@ NO_DEFAULT = re.compile(r" \(default( factory)?: (None|False|\(\)|.*lambda.*)\)$
 LOOPBACK = "127.0.0.1"
 EVERY_ADDRESS = "0.0.0.0"
 
+
+def _split(value: object) -> object:
+    """The parts of a list, which flags and variables write with commas."""
+    if not isinstance(value, str):
+        return value
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _read_size(value: object) -> object:
+    """Height and width of `448` or `448x336`."""
+    if not isinstance(value, str):
+        return value
+    found = SIZE.fullmatch(value)
+    if found is None:
+        raise ValueError("write sizes as 448 or 448x336 (height x width), separated by commas")
+    return found[1], found[2] or found[1]
+
+
+def _read_network(value: object) -> object:
+    try:
+        network = ip_network(str(value))
+    except ValueError as error:
+        raise ValueError(f"write addresses or networks, such as 10.0.0.0/8; {error}") from None
+    if network.prefixlen == 0:
+        raise ValueError(
+            f"{network} would let every caller choose its own address; name the networks of your "
+            "proxies only"
+        )
+    return network
+
+
+def _read_models(value: object) -> object:
+    return split_models(value) if isinstance(value, str) else value
+
+
+Commas = (NoDecode, BeforeValidator(_split))
+Size = Annotated[tuple[int, int], BeforeValidator(_read_size)]
+Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_read_network)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -64,7 +102,7 @@ class Settings(BaseSettings):
         cli_avoid_json=True,
     )
 
-    model: Annotated[tuple[str, ...], NoDecode] = ("bundled",)
+    model: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_read_models)] = ("bundled",)
     """Models to serve, separated by commas. The first one is the default model, which answers
     requests that name no model. Each is `bundled`, a folder with a model package, a checkpoint
     folder (transformers, or a pair of official .npz files), or a hub id such as
@@ -74,7 +112,7 @@ class Settings(BaseSettings):
     cache: Path = Field(default_factory=lambda: default_cache(os.environ))
     """Folder for converted packages. Default: `tipserve` in $XDG_CACHE_HOME or ~/.cache. Several
     servers may share it: one converts, the others wait for the result."""
-    convert_precisions: Annotated[tuple[Precision, ...], NoDecode] = ()
+    convert_precisions: Annotated[tuple[Precision, ...], *Commas] = ()
     """Precisions to convert a checkpoint to in addition to fp32, separated by commas: `fp16`,
     `bf16`, `int8`, `int8_weights`. Each graph is compared with the model, and the start fails if
     one differs too much. OpenVINO computes in bf16 from the fp32 graphs and needs none of these.
@@ -88,7 +126,7 @@ class Settings(BaseSettings):
     """Folder with heads, classes of your own: `:segment` and `:classify` take the class `head:NAME`
     and read `NAME.safetensors` there, as `python -m training head` writes it. A new or changed file
     is read without a restart."""
-    sizes: Annotated[tuple[tuple[int, int], ...], NoDecode] = ()
+    sizes: Annotated[tuple[Size, ...], *Commas] = ()
     """Additional image sizes to warm up and measure at the start, in pixels, separated by commas:
     `896,896x672,1372` (one number is a square, two are height and width). Other sizes work too,
     but the first image of each is slow, because the runtime prepares for the new size."""
@@ -148,7 +186,7 @@ class Settings(BaseSettings):
     """File `cl100k_base.tiktoken` with the vocabulary of OpenAI's tokenizer. `/v1/embeddings` then
     also accepts token ids, which LangChain's `OpenAIEmbeddings` sends by default. Default: token
     ids are refused."""
-    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
+    trusted_proxies: Annotated[tuple[Network, ...], *Commas] = ()
     """Addresses and networks of proxies in front, such as `127.0.0.1,10.0.0.0/8`, separated by
     commas. Of their requests, the caller is the last address in `X-Forwarded-For` that is not one
     of these, so callers behind a proxy share fairly. The header of any other peer is ignored.
@@ -176,7 +214,7 @@ class Settings(BaseSettings):
     of them, for one image and for all of a request that are decoded at the same time. Some files
     take more for each of their own pixels: WebP 12, HEIC 14, HEIC of more than 8 bits 21,
     progressive JPEG without subsampling 6, TIFF in one strip 7."""
-    max_request_bytes: Positive = 32 * 1024 * 1024
+    max_request_bytes: Annotated[Positive, Field(le=MAX_MESSAGE_BYTES)] = 32 * 1024 * 1024
     """Maximum bytes of a request body or message, below 2 GiB."""
     request_timeout_s: Seconds = 60.0
     """Deadline in seconds of a request that sets none, and the longest that a request may set."""
@@ -272,47 +310,6 @@ class Settings(BaseSettings):
         """Where the metrics server listens."""
         return self.metrics_host or self.address[0], self.metrics_port
 
-    @field_validator("convert_precisions", mode="before")
-    @classmethod
-    def _split_precisions(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        return tuple(name.strip() for name in value.split(",") if name.strip())
-
-    @field_validator("trusted_proxies", mode="before")
-    @classmethod
-    def _networks(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        names = [name.strip() for name in value.split(",") if name.strip()]
-        try:
-            networks = tuple(ip_network(name) for name in names)
-        except ValueError as error:
-            raise ValueError(f"write addresses or networks, such as 10.0.0.0/8; {error}") from None
-        for network in networks:
-            if network.prefixlen == 0:
-                raise ValueError(
-                    f"{network} would let every caller choose its own address; name the networks "
-                    "of your proxies only"
-                )
-        return networks
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return split_models(value) if isinstance(value, str) else value
-
-    @field_validator("sizes", mode="before")
-    @classmethod
-    def _sides(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        found = [SIZE.fullmatch(size.strip()) for size in value.split(",")]
-        sides = [(match[1], match[2] or match[1]) for match in found if match]
-        if len(sides) != len(found):
-            raise ValueError("write sizes as 448 or 448x336 (height x width), separated by commas")
-        return tuple((int(height), int(width)) for height, width in sides)
-
     def totals(self) -> dict[str, tuple[int, int]]:
         """What workers divide among them: each setting's total, and the least that one needs."""
         least = {
@@ -338,20 +335,14 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
-        if self.max_batch_patches > self.max_queue_patches:
-            raise ValueError(
-                "max_queue_patches must be at least max_batch_patches, or no batch ever fills; "
-                f"{self.max_queue_patches} is less than {self.max_batch_patches}"
-            )
-        if self.max_request_bytes > MAX_MESSAGE_BYTES:
-            raise ValueError(
-                f"max_request_bytes must be at most {MAX_MESSAGE_BYTES}, gRPC's largest message; "
-                f"it is {self.max_request_bytes}"
-            )
-        if self.max_image_bytes > self.max_request_bytes:
-            raise ValueError("max_request_bytes must be at least max_image_bytes")
-        if self.max_request_bytes > self.max_body_memory_bytes:
-            raise ValueError("max_body_memory_bytes must be at least max_request_bytes")
+        for small, large in (
+            ("max_batch_patches", "max_queue_patches"),  # or no batch ever fills
+            ("max_image_bytes", "max_request_bytes"),
+            ("max_request_bytes", "max_body_memory_bytes"),
+        ):
+            least, most = getattr(self, small), getattr(self, large)
+            if least > most:
+                raise ValueError(f"{large} must be at least {small}; {most} is less than {least}")
         if self.http_port == self.grpc_port != 0:
             raise ValueError("http_port and grpc_port are the same; change one of them")
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -371,10 +362,7 @@ class Settings(BaseSettings):
                 "the others would not know of it"
             )
         if self.device == "gpu":
-            raise ValueError(
-                "workers must be 1 with device=gpu: each process would hold a CUDA context and "
-                "engines of its own on the same GPU"
-            )
+            raise ValueError("workers must be 1 with device=gpu: each would load the models there")
         for name, (total, least) in self.totals().items():
             if total < self.workers * least:
                 raise ValueError(
@@ -487,13 +475,14 @@ def describe_settings(
     """
     flags = {argument.split("=")[0] for argument in arguments}
     variables = {name.upper() for name in environment}
-    rows: list[tuple[str, object, str]] = []
+    lines = []
     for name in Settings.model_fields:
-        kebab, source = name.replace("_", "-"), "default"
+        kebab, variable, source = name.replace("_", "-"), PREFIX + name.upper(), "default"
         if flags & {f"--{kebab}", f"--no-{kebab}"}:
             source = f"flag --{kebab}"
-        elif PREFIX + name.upper() in variables:
-            source = f"variable {PREFIX}{name.upper()}"
-        rows.append((name, getattr(settings, name), source))  # str() of a secret masks it
-    rows += [(name, value, "computed") for name, value in (computed or {}).items()]
-    return "\n".join(f"{name} = {_as_text(value)}  ({source})" for name, value, source in rows)
+        elif variable in variables:
+            source = f"variable {variable}"
+        # Text of a secret masks it.
+        lines.append(f"{name} = {_as_text(getattr(settings, name))}  ({source})")
+    lines += [f"{name} = {value}  (computed)" for name, value in (computed or {}).items()]
+    return "\n".join(lines)

@@ -23,8 +23,7 @@ class OtlpExporter(OTLPSpanExporter):
 
     def __init__(self, endpoint: str, metrics: Metrics) -> None:
         super().__init__(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
-        self._sent = metrics.spans.labels("sent")
-        self._lost = metrics.spans.labels("lost")
+        self._sent, self._lost = map(metrics.spans.labels, ("sent", "lost"))
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send spans."""
@@ -40,10 +39,8 @@ def tracer_provider(exporter: SpanExporter) -> TracerProvider:
     """
     # OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME override these.
     ours = Resource({"service.name": "tipserve", "service.version": release()})
-    provider = TracerProvider(
-        resource=Resource.create({**ours.merge(OTELResourceDetector().detect()).attributes}),
-        shutdown_on_exit=False,
-    )
+    resource = Resource.create({**ours.merge(OTELResourceDetector().detect()).attributes})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider
 

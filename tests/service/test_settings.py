@@ -52,6 +52,25 @@ def test_an_unknown_or_abbreviated_flag_is_an_error(arguments: list[str]) -> Non
         load(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "address", "reason"),
+    [
+        ("", "127.0.0.1", "neither API keys"),
+        ("--api-keys-file=keys", "0.0.0.0", "API keys are set"),
+        ("--tls-cert=a --tls-key=b", "127.0.0.1", "neither API keys"),
+        ("--tls-cert=a --tls-key=b --tls-client-ca=c", "0.0.0.0", "client certificates"),
+        ("--host=10.0.0.7", "10.0.0.7", "host is set"),
+        ("--host=127.0.0.1 --api-keys-file=keys", "127.0.0.1", "host is set"),
+    ],
+)
+def test_the_default_address_is_loopback_unless_callers_are_checked(
+    arguments: str, address: str, reason: str
+) -> None:
+    found, why = load(*arguments.split()).address
+    assert found == address
+    assert why.startswith(reason)
+
+
 def test_metrics_are_reachable_where_a_proxy_hides_the_rest() -> None:
     behind = load(TIPSERVE_HOST="127.0.0.1", TIPSERVE_METRICS_HOST="0.0.0.0")
     assert (behind.address[0], behind.metrics_address) == ("127.0.0.1", ("0.0.0.0", 8002))
@@ -75,6 +94,9 @@ def test_an_unknown_variable_is_an_error(variable: str) -> None:
             "max_request_bytes\n.*less than or equal to 2147483647",
         ),
         ("--http-port=9000 --grpc-port=9000", "http_port and grpc_port are the same"),
+        ("--tls-cert=a", "tls_cert is set without tls_key"),
+        ("--tls-key=a", "tls_key is set without tls_cert"),
+        ("--tls-client-ca=a", "tls_client_ca is set without"),
         ("--model=one,,two", "give at least one model"),
         ("--sizes=448x", "height x width"),
         ("--convert-precisions=fp4", "fp4"),

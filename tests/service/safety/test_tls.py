@@ -14,10 +14,8 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from pydantic import ValidationError
 
 from service.server import Server
-from service.settings import Settings
 from tests.service.conftest import Serving
 
 LIMIT_S = 20.0
@@ -85,16 +83,3 @@ def test_broken_files_stop_the_start_and_are_named(
     paths["tls_key"].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
     with pytest.raises(ValueError, match="encrypted"):
         Server(make_settings(**paths))
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ({"tls_cert": "a"}, "tls_cert is set without tls_key"),
-        ({"tls_key": "a"}, "tls_key is set without tls_cert"),
-        ({"tls_client_ca": "a"}, "tls_client_ca is set without"),
-    ],
-)
-def test_incomplete_settings_are_errors(given: dict[str, str], words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
-        Settings.model_validate(given)

@@ -7,6 +7,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 import uvicorn
@@ -33,29 +34,27 @@ class MetricsServer:
     """Serves on a thread and an event loop of its own, from its construction to `close`.
 
     A slow client holds a connection but no thread, so 300 of them keep no probe waiting.
+
+    Args:
+        registry: The metrics.
+        checks: Health checks by path; each raises `ServiceError` if it fails.
+        host: Address to listen on, or the name of a Unix socket in Linux's abstract namespace,
+            which begins with a zero byte.
+        port: 0 chooses a free one.
+
+    Raises:
+        OSError: The address is not available.
     """
 
     def __init__(
         self, registry: CollectorRegistry, checks: Mapping[str, Check], *, host: str, port: int
     ) -> None:
-        """Listen.
-
-        Args:
-            registry: The metrics.
-            checks: Health checks by path; each raises `ServiceError` if it fails.
-            host: Address to listen on, or the name of a Unix socket in Linux's abstract namespace,
-                which begins with a zero byte.
-            port: 0 chooses a free one.
-
-        Raises:
-            OSError: The address is not available.
-        """
         try:
-            self._socket = _bind(host, port)
+            self._socket = _listen(host, port)
         except OSError as error:
             raise OSError(
-                f"metrics cannot be served on {host}, port {port} ({error.strerror}); "
-                "choose another by --metrics-port or --host"
+                f"metrics cannot be served on {host}: {error.strerror}; choose another port or "
+                "address by --metrics-port or --host"
             ) from error
         self._server = uvicorn.Server(
             uvicorn.Config(
@@ -67,7 +66,8 @@ class MetricsServer:
                 timeout_graceful_shutdown=GRACE_S,
             )
         )
-        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+        serve = partial(asyncio.run, self._server.serve(sockets=[self._socket]))
+        self._thread = threading.Thread(target=serve, name="metrics", daemon=True)
         self._thread.start()
 
     @property
@@ -81,9 +81,6 @@ class MetricsServer:
         self._server.should_exit = True
         self._thread.join()
         self._socket.close()
-
-    def _run(self) -> None:
-        asyncio.run(self._server.serve(sockets=[self._socket]))
 
 
 def build_app(registry: CollectorRegistry, checks: Mapping[str, Check]) -> Starlette:
@@ -104,15 +101,15 @@ def build_app(registry: CollectorRegistry, checks: Mapping[str, Check]) -> Starl
     return Starlette(routes=routes, middleware=[Middleware(GZipMiddleware)])
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    is_path = host[0] == "\0"
-    family = socket.AF_UNIX if is_path else socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(host if is_path else (host, port))
-    except OSError:
-        sock.close()
-        raise
-    sock.listen(BACKLOG)  # a connection waits until the event loop runs
-    return sock
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket whose connections wait until the event loop runs."""
+    if host[0] != "\0":
+        is_v6 = ":" in host
+        family = socket.AF_INET6 if is_v6 else socket.AF_INET
+        return socket.create_server(
+            (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=is_v6
+        )
+    named = socket.socket(socket.AF_UNIX)
+    named.bind(host)
+    named.listen(BACKLOG)
+    return named

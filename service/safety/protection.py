@@ -20,20 +20,18 @@ class Protection:
         proxies: Whose word on the callers' addresses is taken.
         tls: None serves without TLS.
         url_fetcher: None refuses URLs.
+
+    Raises:
+        ValueError: A file or a host name is invalid.
+        OSError: A file cannot be read.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        """Read keys and certificates.
-
-        Raises:
-            ValueError: A file or a host name is invalid.
-            OSError: A file cannot be read.
-        """
         self.settings, self.metrics = settings, metrics
-        api_keys = settings.api_keys
+        fixed = settings.api_keys
         self.keys = ApiKeys(
             metrics,
-            fixed=None if api_keys is None else api_keys.get_secret_value(),
+            fixed=None if fixed is None else fixed.get_secret_value(),
             file=settings.api_keys_file,
             num_workers=settings.workers,
         )
@@ -42,6 +40,5 @@ class Protection:
         self.tls: Tls | None = None
         if settings.tls_cert is not None and settings.tls_key is not None:
             self.tls = Tls(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
-        self.url_fetcher: UrlFetcher | None = None
-        if settings.url_hosts is not None:
-            self.url_fetcher = UrlFetcher(settings.url_hosts, settings.max_image_bytes)
+        hosts, max_bytes = settings.url_hosts, settings.max_image_bytes
+        self.url_fetcher = None if hosts is None else UrlFetcher(hosts, max_bytes)

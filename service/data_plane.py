@@ -105,7 +105,10 @@ NO_PROMPTS = PromptSet(groups=(), cached={}, missing={})
 
 
 class DataPlane:
-    """One coroutine for each capability, and the readiness of what is served. Thread-safe."""
+    """One coroutine for each capability, and the readiness of what is served. Thread-safe.
+
+    Each coroutine may raise any `ServiceError`; see `service.errors`.
+    """
 
     def __init__(
         self,
@@ -132,7 +135,7 @@ class DataPlane:
     @property
     def health(self) -> dict[str, bool]:
         """Whether each served model can answer, by name."""
-        return {served.manifest.name: served.is_ready for served in self.models.models()}
+        return {served.manifest.name: served.batcher.is_ready for served in self.models.models()}
 
     @property
     def is_ready(self) -> bool:
@@ -162,7 +165,7 @@ class DataPlane:
         """
         if not self.admission.is_ready:
             raise unavailable(self.admission.state)
-        if not self.models.find(name).is_ready:
+        if not self.models.find(name).batcher.is_ready:
             raise device_unhealthy()
 
     def check_live(self) -> None:
@@ -171,7 +174,7 @@ class DataPlane:
         Raises:
             Unavailable: All lanes of a model are dead or hang: the process should be restarted.
         """
-        if not all(served.is_live for served in self.models.models()):
+        if not all(served.batcher.is_live for served in self.models.models()):
             raise device_unhealthy()
 
     def list_models(self) -> list[ModelInfo]:
@@ -234,11 +237,7 @@ class DataPlane:
         return done[0]
 
     async def embed_images(self, request: EmbedImagesRequest, call: Call) -> EmbedImagesResponse:
-        """Embeddings of every image.
-
-        Raises:
-            ServiceError: See `service.errors`.
-        """
+        """Embeddings of every image."""
         with self._serving(request, call) as model:
             check_images(request.images, self.limits)
             check_pixels(request.images, model.manifest)
@@ -266,11 +265,7 @@ class DataPlane:
         )
 
     async def embed_texts(self, request: EmbedTextsRequest, call: Call) -> EmbedTextsResponse:
-        """One embedding for each text, averaged over its templates.
-
-        Raises:
-            ServiceError: See `service.errors`.
-        """
+        """One embedding for each text, averaged over its templates."""
         with self._serving(request, call) as model:
             groups, errors = text_groups(request, self.limits)
             prompts = model.texts.look_up(list(groups.values()))
@@ -296,11 +291,7 @@ class DataPlane:
         )
 
     async def embed_mixed(self, request: EmbedMixedRequest, call: Call) -> EmbedMixedResponse:
-        """One vector for each image and each text, admitted as one request.
-
-        Raises:
-            ServiceError: See `service.errors`.
-        """
+        """One vector for each image and each text, admitted as one request."""
         with self._serving(request, call) as model:
             if request.images or not request.texts:
                 check_images(request.images, self.limits)
@@ -332,11 +323,7 @@ class DataPlane:
     async def segment_images(
         self, request: SegmentImagesRequest, call: Call
     ) -> SegmentImagesResponse:
-        """A mask in the size of each image, by the names of the classes.
-
-        Raises:
-            ServiceError: See `service.errors`.
-        """
+        """A mask in the size of each image, by the names of the classes."""
         with self._serving(request, call) as model:
             check_images(request.images, self.limits)
             if names_own_labels(request):
@@ -403,11 +390,7 @@ class DataPlane:
     async def classify_images(
         self, request: ClassifyImagesRequest, call: Call
     ) -> ClassifyImagesResponse:
-        """The classes of each image with their probabilities, the best first.
-
-        Raises:
-            ServiceError: See `service.errors`.
-        """
+        """The classes of each image with their probabilities, the best first."""
         with self._serving(request, call) as model:
             check_images(request.images, self.limits)
             request, head = await self._with_head(request, model)
@@ -441,11 +424,7 @@ class DataPlane:
     async def visualize_features(
         self, request: VisualizeFeaturesRequest, call: Call
     ) -> VisualizeFeaturesResponse:
-        """Patch embeddings of every image as colors, as one component, or as groups.
-
-        Raises:
-            ServiceError: See `service.errors`.
-        """
+        """Patch embeddings of every image as colors, as one component, or as groups."""
         with self._serving(request, call) as model:
             check_images(request.images, self.limits)
             check_view(request)
@@ -459,11 +438,7 @@ class DataPlane:
         )
 
     async def estimate_maps(self, request: EstimateMapsRequest, call: Call) -> EstimateMapsResponse:
-        """A dense head's value for every pixel: depth in metres, or the surface normal.
-
-        Raises:
-            ServiceError: See `service.errors`.
-        """
+        """A dense head's value for every pixel: depth in metres, or the surface normal."""
         task, is_scaled = request.task, request.size == "image"
         with self._serving(request, call) as model:
             check_images(request.images, self.limits)

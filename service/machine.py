@@ -1,6 +1,6 @@
 """CPUs and memory of this process, as Linux reports them in /proc and in the control group.
 
-The only reader of cgroup files, of both versions. Knows nothing of models.
+The only reader of the files of control groups, of version 2. Knows nothing of models.
 """
 
 import asyncio
@@ -22,18 +22,6 @@ from model.runtime.tensorrt.cuda import free_gpu_memory
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 CGROUP: Final = Path("/sys/fs/cgroup")
 PROC: Final = Path("/proc")
-# Without a limit, version 1 of control groups reports a number near 2 ** 63.
-NO_LIMIT_BYTES: Final = 2**60
-# Limit, usage, statistics, and the statistic that counts reclaimable file pages: version 2, then 1.
-MEMORY_FILES: Final = (
-    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    (
-        "memory/memory.limit_in_bytes",
-        "memory/memory.usage_in_bytes",
-        "memory/memory.stat",
-        "total_inactive_file",
-    ),
-)
 # New objects after which Python looks for cycles among them. Requests make none, and with Python's
 # 700 this search took 6 % of the CPU time of a request.
 YOUNG_OBJECTS: Final = 20_000
@@ -56,12 +44,9 @@ M_MMAP_THRESHOLD: Final = -3
 def available_cpus(cgroup: Path = CGROUP) -> int:
     """CPUs by affinity and cgroup quota; at least 1. A quota of 1.5 CPUs counts as 2."""
     num_cpus = len(os.sched_getaffinity(0))
-    v2 = _read(cgroup / "cpu.max").split()
-    v1 = [_read(cgroup / "cpu" / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
-    for limit in (v2, v1):
-        # "max" (version 2) and -1 (version 1) mean no quota.
-        if len(limit) == 2 and all(number.isdigit() for number in limit):
-            return max(1, min(num_cpus, math.ceil(int(limit[0]) / int(limit[1]))))
+    match _read(cgroup / "cpu.max").split():
+        case [quota, period] if quota.isdigit():  # else "max"
+            return max(1, min(num_cpus, math.ceil(int(quota) / int(period))))
     return num_cpus
 
 
@@ -79,11 +64,8 @@ def work_in_background() -> None:
 
 def memory_limit(cgroup: Path = CGROUP) -> int | None:
     """Memory limit of the control group in bytes; None without a limit."""
-    for limit_name, *_ in MEMORY_FILES:
-        limit = _read(cgroup / limit_name)
-        if limit.isdigit() and int(limit) < NO_LIMIT_BYTES:
-            return int(limit)
-    return None
+    limit = _read(cgroup / "memory.max")
+    return int(limit) if limit.isdigit() else None
 
 
 def free_memory(cgroup: Path = CGROUP, proc: Path = PROC) -> int | None:
@@ -203,13 +185,12 @@ async def _trim_regularly(interval_s: float, trim_heap: Callable[[], None]) -> N
 
 
 def _cgroup_free_bytes(cgroup: Path) -> int | None:
-    for limit_name, used_name, stat_name, reclaimable in MEMORY_FILES:
-        limit, used = _read(cgroup / limit_name), _read(cgroup / used_name)
-        if limit.isdigit() and used.isdigit():
-            stat = dict(line.split(" ", 1) for line in _read(cgroup / stat_name).splitlines())
-            # The kernel counts cached file pages as used, but drops them before it kills.
-            return max(0, int(limit) - int(used) + int(stat.get(reclaimable, 0)))
-    return None
+    limit, used = memory_limit(cgroup), _read(cgroup / "memory.current")
+    if limit is None or not used.isdigit():
+        return None
+    stat = dict(line.split(" ", 1) for line in _read(cgroup / "memory.stat").splitlines())
+    # The kernel counts cached file pages as used, but drops them before it kills.
+    return max(0, limit - int(used) + int(stat.get("inactive_file", 0)))
 
 
 def _kibibytes(path: Path, name: str) -> int | None:

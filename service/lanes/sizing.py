@@ -30,12 +30,6 @@ MEMORY_PART: Final = 0.5
 IMAGE_FACTOR: Final = 160
 # Batch sizes double as long as the time of an image falls at least to this part.
 WORTHWHILE: Final = 0.95
-# A short batch may hold a few images even if they get no cheaper: fewer hand-overs. But not if an
-# image takes this many times longer than before: to stack images takes longer then than the model,
-# as with one of no operation (0.13 ms an image of 224 pixels).
-SHORT_BATCH_S: Final = 0.02
-SHORT_BATCH_IMAGES: Final = 4
-MAX_STACKING: Final = 1.5
 MAX_BATCH_TEXTS: Final = 64
 # A dense head needs about as much time and memory as the backbone before it, so that its batches
 # hold half as many images.
@@ -125,8 +119,7 @@ def find_batch_size(run: Callable[[int], float | None], most: int) -> int:
         seconds = run(2 * size)
         if seconds is None:
             break
-        is_short = 2 * size <= SHORT_BATCH_IMAGES and seconds <= SHORT_BATCH_S
-        if seconds / (2 * size) > image_s * (MAX_STACKING if is_short else WORTHWHILE):
+        if seconds / (2 * size) > image_s * WORTHWHILE:
             break
         size, image_s = 2 * size, seconds / (2 * size)
     return size

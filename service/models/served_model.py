@@ -121,7 +121,7 @@ class ServedModel:
         queue: Takes images and texts.
         requests: Counts them.
         texts: The text side.
-        lanes: Compute its batches.
+        batcher: Computes them; knows the health of its lanes.
         load_s: Time of its load, which the repository measures.
     """
 
@@ -142,7 +142,7 @@ class ServedModel:
         self.requests = RequestCounts()
         self.load_s = 0.0
         self.texts = TextEncoder(tokenizer, batcher, cache)
-        self._batcher = batcher
+        self.batcher = batcher
         self.lanes = lanes
         self._cache = cache
 
@@ -153,19 +153,9 @@ class ServedModel:
 
     def close(self, timeout_s: float) -> None:
         """Reject waiting work, let running batches end, and free the runtimes."""
-        if self._batcher.stop(timeout_s):
+        if self.batcher.stop(timeout_s):
             for lane in self.lanes:
                 lane.runtime.close()
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether any lane takes work."""
-        return self._batcher.is_ready
-
-    @property
-    def is_live(self) -> bool:
-        """False once all lanes are dead or hang, so that the process should be restarted."""
-        return self._batcher.is_live
 
     def queue_depths(self) -> dict[str, int]:
         """Waiting items by bucket label.
@@ -184,7 +174,7 @@ class ServedModel:
 
     def measures(self) -> dict[str, Numbers]:
         """Its metrics that a scrape reads: `MODEL_COUNTERS` and `MODEL_GAUGES`."""
-        batches = self._batcher.totals()
+        batches = self.batcher.totals()
         return {
             "model_batches": sum(count for count, _ in batches.values()),
             "model_batch_items": sum(size * count for size, (count, _) in batches.items()),
@@ -192,7 +182,7 @@ class ServedModel:
             "model_rejected": self.budget.rejected.totals(),
             "model_abandoned": self.queue.abandoned.totals(),
             "model_prompts": self._cache.lookups(),
-            "lanes": self._batcher.lane_states(),
+            "lanes": self.batcher.lane_states(),
             "model_load_seconds": self.load_s,
             "model_queue_depth": sum(self.queue.depths().values()),
             "model_queue_oldest_seconds": self.queue.oldest_s(),
@@ -202,4 +192,4 @@ class ServedModel:
 
     def statistics(self) -> ModelStatistics:
         """Counts since the model was loaded."""
-        return self.requests.snapshot(self.manifest.name, self._batcher.totals())
+        return self.requests.snapshot(self.manifest.name, self.batcher.totals())

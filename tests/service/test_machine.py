@@ -1,4 +1,4 @@
-"""CPU and memory limits of both cgroup versions, peak and resident memory, BLAS threads."""
+"""CPU and memory limits of control groups, peak and resident memory, BLAS threads."""
 
 import asyncio
 import gc
@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from service.machine import (
-    NO_LIMIT_BYTES,
     YOUNG_OBJECTS,
     PeakMeter,
     available_cpus,
@@ -31,11 +30,6 @@ def write(root: Path, files: dict[str, str]) -> None:
         (root / name).write_text(text, encoding="ascii")
 
 
-def cpu_quota(quota: str) -> dict[str, str]:
-    """Files of cgroup version 1."""
-    return {"cpu/cpu.cfs_quota_us": f"{quota}\n", "cpu/cpu.cfs_period_us": "100000\n"}
-
-
 @pytest.mark.parametrize(
     ("files", "cpus"),
     [
@@ -44,8 +38,6 @@ def cpu_quota(quota: str) -> dict[str, str]:
         ({"cpu.max": "150000 100000\n"}, 2),
         ({"cpu.max": "5000 100000\n"}, 1),
         ({"cpu.max": "\n"}, 8),
-        (cpu_quota("-1"), 8),
-        (cpu_quota("300000"), 3),
     ],
 )
 def test_cpus_are_bounded_by_affinity_and_quota(
@@ -62,12 +54,9 @@ def test_cpus_are_bounded_by_affinity_and_quota(
         ({}, None),
         ({"memory.max": "max\n"}, None),
         ({"memory.max": "1048576\n"}, 1048576),
-        ({"memory/memory.limit_in_bytes": "2048\n"}, 2048),
-        ({"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
-        ({"memory.max": str(NO_LIMIT_BYTES - 1)}, NO_LIMIT_BYTES - 1),
     ],
 )
-def test_the_memory_limit_is_read_in_either_version(
+def test_the_memory_limit_is_read(
     tmp_path: Path, files: dict[str, str], expected: int | None
 ) -> None:
     write(tmp_path, files)
@@ -83,11 +72,6 @@ def test_free_memory_is_the_lesser_of_machine_and_control_group(tmp_path: Path) 
     assert free_memory(tmp_path, tmp_path) == 923
     write(tmp_path, {"memory.stat": "anon 70\nfile 7\ninactive_file 5\nactive_file 2\n"})
     assert free_memory(tmp_path, tmp_path) == 928, "cached file pages are reclaimable"
-    v1 = {"limit_in_bytes": "500\n", "usage_in_bytes": "600\n"}
-    write(tmp_path / "1", {f"memory/memory.{name}": text for name, text in v1.items()})
-    assert free_memory(tmp_path / "1", tmp_path) == 0
-    write(tmp_path / "1", {"memory/memory.stat": "cache 200\ntotal_inactive_file 150\n"})
-    assert free_memory(tmp_path / "1", tmp_path) == 50
 
 
 def test_without_a_resettable_peak_the_run_happens_unmeasured(tmp_path: Path) -> None:

@@ -15,71 +15,60 @@ from pydantic import Field
 from service.call import current_call
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest
-from service.messages import RequestLimits
+from service.messages import EmbedMixedResponse, RequestLimits
 from service.rest.errors import OPENAI_PATH, renaming_params
 from service.rest.inputs import check_json_size, media_type, parse_json, query_of
 from service.rest.openai import EmbeddingsBody, answer_embeddings, embed
 from service.rest.openapi import (
     BINARY,
-    CALL_HEADERS,
     ERRORS,
     NO_HEAD,
     ONE_PIXEL,
     DirectRoute,
+    json_route,
 )
 from service.rest.responses import JSON
 from service.rest.routes import NATIVE, answer_native
 from service.rest.token_ids import TokenVocabulary
 from service.schema import DialectSchema
 
-INVOCATIONS: Final = "/invocations"
 # The only header of the client that SageMaker passes on.
 ATTRIBUTES: Final = "X-Amzn-SageMaker-Custom-Attributes"
 EMBED: Final = "/v1/images:embed"
 SEGMENT: Final = "/v1/images:segment"
 EMBED_TEXTS: Final = "/v1/texts:embed"
-TARGETS: Final = sorted({*NATIVE, OPENAI_PATH})
 # The first of these fields in a JSON body decides the route.
 ROUTE_OF_FIELD: Final = {"input": OPENAI_PATH, "texts": EMBED_TEXTS, "classes": SEGMENT}
 EXAMPLE: Final = {
     "instances": ["a dog", {"b64": ONE_PIXEL.partition(",")[2]}],
     "parameters": {"dimensions": 2},
 }
-INVOKE: Final[dict[str, Any]] = {
-    "responses": {
-        200: {
-            "description": "The answer of that route; for `instances`, `predictions` with the "
-            f"entries of the `data` of {OPENAI_PATH}.",
-            "content": {JSON: {"schema": {"type": "object"}}},
-        }
-    }
-    | ERRORS
-    | NO_HEAD,
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "description": f"The body of any route that takes texts or images. Without the header "
-            f"{ATTRIBUTES}, `input` in a JSON body means {OPENAI_PATH}, `texts` {EMBED_TEXTS}, "
-            f"`classes` {SEGMENT}, and all else {EMBED}. `instances` is Vertex AI's request: items "
-            f'as in `input` of {OPENAI_PATH}, images also as `{{"b64": ...}}`, and `parameters`: '
-            "further fields of that route's body.",
-            "content": {
-                JSON: {"schema": {"type": "object"}, "example": EXAMPLE},
-                "image/*": {"schema": BINARY},
-            },
-        },
-        "parameters": [
-            {
-                "name": ATTRIBUTES,
-                "in": "header",
-                "required": False,
-                "description": f"Path of the route, such as `{SEGMENT}?classes=dog`.",
-                "schema": {"type": "string"},
-            },
-            *CALL_HEADERS,
-        ],
+INVOKE: Final = json_route(
+    {
+        JSON: {"schema": {"type": "object"}, "example": EXAMPLE},
+        "image/*": {"schema": BINARY},
     },
-}
+    {
+        "description": "The answer of that route; for `instances`, `predictions` with the entries "
+        f"of the `data` of {OPENAI_PATH}.",
+        "content": {JSON: {"schema": {"type": "object"}}},
+    },
+    text=f"The body of any route that takes texts or images. Without the header {ATTRIBUTES}, "
+    f"`input` in a JSON body means {OPENAI_PATH}, `texts` {EMBED_TEXTS}, `classes` {SEGMENT}, and "
+    "all else "
+    f"{EMBED}. `instances` is Vertex AI's request: items as in `input` of {OPENAI_PATH}, images "
+    'also as `{"b64": ...}`, and `parameters`: further fields of that route\'s body.',
+    parameters=[
+        {
+            "name": ATTRIBUTES,
+            "in": "header",
+            "required": False,
+            "description": f"Path of the route, such as `{SEGMENT}?classes=dog`.",
+            "schema": {"type": "string"},
+        }
+    ],
+    errors=ERRORS | NO_HEAD,
+)
 
 
 class PredictBody(DialectSchema):
@@ -93,44 +82,32 @@ def build_cloud_router(plane: DataPlane, vocabulary: TokenVocabulary | None) -> 
     """One route that takes the body of any other; without a vocabulary token ids are refused."""
     router = APIRouter(tags=["clouds"], route_class=DirectRoute)
 
-    @router.post(INVOCATIONS, **INVOKE)
+    @router.post("/invocations", **INVOKE)
     async def invocations(request: Request) -> Response:
         """The answer of another route, chosen by a header or by the body's fields."""
-        return await invoke(request, plane, vocabulary)
-
-    return router
-
-
-async def invoke(
-    request: Request, plane: DataPlane, vocabulary: TokenVocabulary | None
-) -> Response:
-    """The answer of the route that a request means.
-
-    Raises:
-        InvalidRequest: The header names no route.
-        ServiceError: As the route raises it.
-    """
-    plane.check_open(current_call.get().caller)
-    path, query = None, query_of(request)
-    attributes = request.headers.get(ATTRIBUTES) or ""
-    if attributes.startswith("/"):  # else it is the client's own, for its logs
-        path, _, text = attributes.partition("?")
-        query = parse_qsl(text, keep_blank_values=True) or query
-        if path not in TARGETS:
+        plane.check_open(current_call.get().caller)
+        path, query = EMBED, query_of(request)
+        attributes = request.headers.get(ATTRIBUTES) or ""
+        if attributes.startswith("/"):  # else it is the client's own, for its logs
+            path, _, text = attributes.partition("?")
+            query = parse_qsl(text, keep_blank_values=True) or query
+        elif media_type(request) == JSON:
+            raw = await request.body()  # which the route reads again
+            fields = await plane.offload(partial(_fields_of, raw, plane.limits))
+            if "instances" in fields:
+                return await _predict(request, raw, plane, vocabulary)
+            path = next((p for f, p in ROUTE_OF_FIELD.items() if f in fields), EMBED)
+        if path == OPENAI_PATH:
+            return await answer_embeddings(request, plane, vocabulary, query)
+        if path not in NATIVE:
             raise InvalidRequest(
-                f"{ATTRIBUTES} must name one of {', '.join(TARGETS)}.",
+                f"{ATTRIBUTES} must name one of {', '.join(sorted({*NATIVE, OPENAI_PATH}))}.",
                 code="unknown_route",
                 param=ATTRIBUTES,
             )
-    elif media_type(request) == JSON:
-        raw = await request.body()  # which the route reads again
-        fields = await plane.offload(partial(_fields_of, raw, plane.limits))
-        if "instances" in fields:
-            return await _predict(request, raw, plane, vocabulary)
-        path = next((p for f, p in ROUTE_OF_FIELD.items() if f in fields), None)
-    if path == OPENAI_PATH:
-        return await answer_embeddings(request, plane, vocabulary, query)
-    return await answer_native(NATIVE[path or EMBED], request, plane, query)
+        return await answer_native(NATIVE[path], request, plane, query)
+
+    return router
 
 
 def _fields_of(raw: bytes, limits: RequestLimits) -> frozenset[str]:
@@ -146,25 +123,18 @@ def _fields_of(raw: bytes, limits: RequestLimits) -> frozenset[str]:
 async def _predict(
     request: Request, raw: bytes, plane: DataPlane, vocabulary: TokenVocabulary | None
 ) -> Response:
-    """The embeddings of Vertex AI's `instances`.
-
-    Raises:
-        InvalidRequest: A field is wrong.
-        ServiceError: As for `/v1/embeddings`, with `instances[3]` for the item.
-    """
+    """The embeddings of Vertex AI's `instances`."""
     asked = await plane.offload(partial(parse_json, raw, PredictBody, plane.limits))
     items = [_plain_item(instance) for instance in asked.instances]
     inner = orjson.dumps({**(asked.parameters or {}), "input": items})
     params = {f"input[{i}]": f"instances[{i}]" for i in range(len(items))}
     with renaming_params(params | {"input": "instances"}):
         body = await plane.offload(partial(parse_json, inner, EmbeddingsBody, plane.limits))
-        return await embed(
-            request,
-            plane,
-            body,
-            lambda answer, data: {"predictions": data},
-            vocabulary=vocabulary,
-        )
+        return await embed(request, plane, body, _predictions, vocabulary=vocabulary)
+
+
+def _predictions(answer: EmbedMixedResponse, data: list[Any]) -> dict[str, Any]:
+    return {"predictions": data}
 
 
 def _plain_item(instance: Any) -> Any:

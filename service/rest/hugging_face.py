@@ -17,7 +17,7 @@ from service.messages import ClassifyImagesRequest, EmbedMixedRequest, SegmentCl
 from service.rest.errors import renaming_params
 from service.rest.inputs import load_images, media_type, query_of, read_json
 from service.rest.openai import IGNORED_TEXT, LIST_TAG, TEXT_TAG
-from service.rest.openapi import DirectRoute, json_route
+from service.rest.openapi import DirectRoute, json_content, json_route
 from service.rest.requests import Strings
 from service.rest.responses import JSON, choose_media, dump, write_content
 from service.schema import DialectSchema
@@ -86,7 +86,7 @@ class TaskBody(DialectSchema):
 
 
 ROUTE: Final = json_route(
-    TaskBody,
+    json_content(TaskBody),
     {
         "description": "A vector for each text; or `label` and `score` of each class, the best "
         "first.",
@@ -108,28 +108,31 @@ def build_hugging_face_router(plane: DataPlane) -> APIRouter:
         body = await read_json(request, plane, TaskBody, query_of(request))
         if body.parameters.candidate_labels:
             return await _classify(request, plane, body)
-        if isinstance(body.inputs, ImageObject):
-            raise InvalidRequest(NO_CLASSES, param="parameters.candidate_labels")
-        texts = (body.inputs,) if isinstance(body.inputs, str) else tuple(body.inputs)
-        if not texts:
-            raise InvalidRequest("inputs is empty.", code="empty_list", param="inputs")
-        message = EmbedMixedRequest(
-            texts=texts,
-            dimensions=body.dimensions,
-            normalize=body.normalize,
-            truncate=body.truncation,
-        )
-        with renaming_params(_params("texts", len(texts))):
-            answer = await plane.embed_mixed(message, current_call.get())
-        content = await write_content(
-            plane, lambda: dump(list(answer.texts_TD)), answer.texts_TD.size
-        )
-        return Response(content, media_type=JSON)
+        return await _embed(plane, body)
 
     for path in PATHS:
         # The OpenAPI document does not have the page, which is GET of the same path.
         router.post(path, include_in_schema=path != "/", **ROUTE)(run_task)
     return router
+
+
+async def _embed(plane: DataPlane, body: TaskBody) -> Response:
+    if isinstance(body.inputs, ImageObject):
+        raise InvalidRequest(NO_CLASSES, param="parameters.candidate_labels")
+    texts = (body.inputs,) if isinstance(body.inputs, str) else tuple(body.inputs)
+    if not texts:
+        raise InvalidRequest("inputs is empty.", code="empty_list", param="inputs")
+    message = EmbedMixedRequest(
+        texts=texts,
+        dimensions=body.dimensions,
+        normalize=body.normalize,
+        truncate=body.truncation,
+    )
+    with renaming_params(_params("texts", len(texts))):
+        answer = await plane.embed_mixed(message, current_call.get())
+    rows_TD = answer.texts_TD
+    content = await write_content(plane, lambda: dump(list(rows_TD)), rows_TD.size)
+    return Response(content, media_type=JSON)
 
 
 async def _classify(request: Request, plane: DataPlane, body: TaskBody) -> Response:

@@ -1,7 +1,7 @@
 """Reads options and images from a request: an encoded image, a form, or JSON."""
 
 import binascii
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -118,7 +118,7 @@ def refuse_query(query: Pairs, right_place: str) -> None:
 async def load_images(
     request: Request, plane: DataPlane, texts: Sequence[str], *, is_partial: bool = False
 ) -> ImageInputs:
-    """The images of a JSON body: URLs are fetched concurrently, all else is base64.
+    """The images of a JSON body: URLs are fetched, all else is base64, all at once.
 
     Args:
         request: Of the images; its ticket holds the bytes that are fetched.
@@ -133,27 +133,22 @@ async def load_images(
     check_images(texts, plane.limits)
     fetcher: UrlFetcher | None = request.app.state.url_fetcher
 
-    async def fetch(index: int, url: str) -> MaybeEncoded:
+    async def load(text: str, param: str) -> MaybeEncoded:
         try:
-            return await fetch_image(fetcher, url, param=f"images[{index}]")
+            if (url := url_of(text)) is not None:
+                return await _fetch_image(fetcher, url, param)
+            return await plane.offload(partial(decode_base64, text, param))
         except InvalidRequest as error:
             if not is_partial:
                 raise
             return error
 
-    urls = {index: url for index, text in enumerate(texts) if (url := url_of(text)) is not None}
-    images = await wait_all(fetch(index, url) for index, url in urls.items())
-    fetched = dict(zip(urls, images, strict=True))
-    return await plane.offload(partial(decode_images, texts, fetched, is_partial=is_partial))
+    loading = (load(text, f"images[{index}]") for index, text in enumerate(texts))
+    return tuple(await wait_all(loading))
 
 
-async def fetch_image(fetcher: UrlFetcher | None, url: str, *, param: str) -> bytes:
-    """Fetch an image that a body names by URL; the bytes count as bytes of the body.
-
-    Raises:
-        InvalidRequest: URLs are disabled, this URL is not allowed, or it has no image.
-        Overloaded: There is no memory for it.
-    """
+async def _fetch_image(fetcher: UrlFetcher | None, url: str, param: str) -> bytes:
+    """Fetch an image; its bytes count as bytes of the body."""
     if fetcher is None:
         raise InvalidRequest(
             f"{param} is a URL, but this server does not fetch URLs: send the image as "
@@ -209,20 +204,16 @@ def parse_json(
 def check_json_size(raw: bytes, limits: RequestLimits, *, max_commas: int | None = None) -> None:
     """Check, before parsing, that a JSON body has about as many values as a request may have.
 
-    Args:
-        raw: The body.
-        limits: Limits of one request.
-        max_commas: Most commas. Default: by the items that a request may have.
+    `max_commas` stands for those of the items that a request may have.
 
     Raises:
         RequestTooLarge: It has more.
     """
-    if max_commas is None:
-        max_commas = COMMAS_PER_ITEM * limits.max_items
     max_strings = STRINGS_PER_ITEM * limits.max_items + OTHER_STRINGS
     # A quote after one backslash is part of a string; after two it ends the string.
     num_quotes = raw.count(b'"') - raw.count(rb"\"") + raw.count(rb'\\"')
-    if raw.count(b",") > max_commas or num_quotes > 2 * max_strings:
+    too_many = COMMAS_PER_ITEM * limits.max_items if max_commas is None else max_commas
+    if raw.count(b",") > too_many or num_quotes > 2 * max_strings:
         raise RequestTooLarge("The body has too many values; split the request.")
 
 
@@ -289,36 +280,20 @@ def parse_form(raw: bytes, content_type: str, max_images: int) -> tuple[Pairs, t
     def on_file(file: File) -> None:
         name = (file.field_name or b"").decode()
         if name not in IMAGE_FIELDS:
-            raise InvalidRequest(
-                f"{name}: send images in the fields image or images.",
-                code="unknown_field",
-                param=name,
-            )
+            text = f"{name}: send images in the fields image or images."
+            raise InvalidRequest(text, code="unknown_field", param=name)
         if len(images) == max_images:
-            raise RequestTooLarge(
-                f"images: at most {max_images} allowed.",
-                code="too_many_items",
-                param="images",
-            )
+            text = f"images: at most {max_images} allowed."
+            raise RequestTooLarge(text, code="too_many_items", param="images")
         file.file_object.seek(0)
         images.append(file.file_object.read())
         file.close()
 
     boundary = parse_options_header(content_type)[1].get(b"boundary")
-    if not boundary:
-        raise InvalidRequest(
-            f"The Content-Type {FORM} has no boundary.",
-            code="invalid_body",
-            param="Content-Type",
-        )
+    in_memory = {"MAX_MEMORY_FILE_SIZE": len(raw) + 1}
     try:
-        parser = FormParser(
-            FORM,
-            on_field,
-            on_file,
-            boundary=boundary,
-            config={"MAX_MEMORY_FILE_SIZE": len(raw) + 1},
-        )
+        # Without a boundary, the parser raises its error.
+        parser = FormParser(FORM, on_field, on_file, boundary=boundary or None, config=in_memory)
         parser.write(raw)
         parser.finalize()
     except (FormParserError, UnicodeDecodeError) as error:
@@ -335,26 +310,6 @@ def image_texts(body: ImageBody) -> list[str]:
     if (body.image is None) == (body.images is None):
         raise InvalidRequest("Give either image or images.", code="invalid_field", param="images")
     return body.images if body.images is not None else [body.image or ""]
-
-
-def decode_images(
-    texts: Sequence[str], fetched: Mapping[int, MaybeEncoded], *, is_partial: bool = False
-) -> ImageInputs:
-    """Decode the images of a JSON body, except those already fetched, given by their index.
-
-    Raises:
-        InvalidRequest: An image is not base64, and `is_partial` is not set.
-    """
-    images: list[MaybeEncoded] = []
-    for index, text in enumerate(texts):
-        try:
-            known = fetched.get(index)
-            images.append(decode_base64(text, f"images[{index}]") if known is None else known)
-        except InvalidRequest as error:
-            if not is_partial:
-                raise
-            images.append(error)
-    return tuple(images)
 
 
 def decode_base64(text: str, param: str) -> bytes:

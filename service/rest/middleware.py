@@ -1,6 +1,7 @@
 """The one ASGI middleware: each request's call, key, limits, deadline, ticket and lost client."""
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -22,7 +23,6 @@ from service.safety.protection import Protection
 from service.safety.proxies import FORWARDED_FOR
 from service.tracing import Transport
 
-READS: Final = frozenset({"GET", "HEAD"})
 # Before a wrong key is refused. 256 connections that ask again and again took most of the CPU, also
 # through the proxy: docs/operations.md, "Attacks through the proxy".
 WRONG_KEY_DELAY_S: Final = 0.5
@@ -31,10 +31,10 @@ FORWARDED_HEADER: Final = FORWARDED_FOR.encode("ascii")
 METHOD_NOT_ALLOWED: Final = 405
 INTERNAL_SERVER_ERROR: Final = 500
 MAX_LENGTH_DIGITS: Final = 18
-MAX_TIMEOUT_DIGITS: Final = 12
-# Readiness. The last one is SageMaker's.
-READY_PATHS: Final = ("/health", "/healthz", "/ping")
-HEALTH_PATHS: Final = frozenset({"/v2/health/live", "/v2/health/ready", *READY_PATHS})
+TIMEOUT_MS: Final = re.compile("0*[1-9][0-9]{0,11}")
+READY_PATH: Final = "/v2/health/ready"
+READY_PATHS: Final = ("/health", "/healthz", "/ping")  # the last one is SageMaker's
+HEALTH_PATHS: Final = frozenset({"/v2/health/live", READY_PATH, *READY_PATHS})
 # These need no key and accept every host and origin: the kubelet's probes send no key and the pod's
 # address, and the pages and the document are the same for every server and in this repository.
 OPEN_PATHS: Final = HEALTH_PATHS | {"/openapi.json"}
@@ -86,8 +86,8 @@ class Exchange:
                 param="Content-Encoding",
             )
         # The HTTP parser has already refused a length that is not a number.
-        text = headers.get(b"content-length", "0")[:MAX_LENGTH_DIGITS]
-        if text.isascii() and text.isdigit() and int(text) > self._max_bytes:
+        text = headers.get(b"content-length", "0")
+        if len(text) > MAX_LENGTH_DIGITS or int(text) > self._max_bytes:
             raise self._too_large()
 
     async def receive(self) -> Message:
@@ -141,23 +141,14 @@ class Exchange:
 
 
 class CallMiddleware:
-    """Outermost application: creates, limits, counts and logs the call of each request."""
+    """Outermost application: creates, limits, counts and logs the call of each request.
+
+    `app` serves the requests.
+    """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        telemetry: Telemetry,
-        protection: Protection,
-        admission: Admission,
+        self, app: ASGIApp, telemetry: Telemetry, protection: Protection, admission: Admission
     ) -> None:
-        """Wrap an application.
-
-        Args:
-            app: Serves the requests.
-            telemetry: Records them.
-            protection: API keys, and the limits of a body and of a call.
-            admission: Holds their tickets.
-        """
         self._app = app
         self._telemetry = telemetry
         self._protection = protection
@@ -165,9 +156,8 @@ class CallMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+        if scope["method"] == "HEAD":  # FastAPI's routes know GET only; uvicorn sends no body
+            scope = {**scope, "method": "GET"}
         if scope["path"] != "/":
             scope["path"] = scope["path"].removesuffix("/")
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
@@ -182,7 +172,7 @@ class CallMiddleware:
         )
         try:
             # A read has no body, and its answer may see the client leave: no error.
-            is_read = scope["method"] in READS
+            is_read = scope["method"] == "GET"
             await self._serve(scope, headers, receive if is_read else exchange.receive, exchange)
         except ClientLeft:
             call.error = "client_left"
@@ -211,7 +201,7 @@ class CallMiddleware:
             self._apply_headers(call, headers)
             exchange.check_head(headers)
             async with asyncio.timeout(call.deadline - call.clock()) as call.limit:
-                await self._answer(scope, receive, exchange.send)
+                await self._app(scope, receive, exchange.send)
             return
         except TimeoutError:
             error = deadline_exceeded()
@@ -224,15 +214,6 @@ class CallMiddleware:
             call.error = error.code
             return
         await error_response(error, scope["path"])(scope, receive, exchange.send)
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] != "HEAD":
-            await self._app(scope, receive, send)
-            return
-        # FastAPI's routes know GET only; uvicorn sends no body for HEAD.
-        inner = {**scope, "method": "GET"}
-        await self._app(inner, receive, send)
-        scope["route"] = inner.get("route")
 
     def _begin(self, scope: Scope, headers: Mapping[bytes, str]) -> Call:
         transport: Transport = "https" if scope.get("scheme") == "https" else "http"
@@ -252,7 +233,7 @@ class CallMiddleware:
     ) -> Callable[[], None]:
         """Check who sends the request; call the result at its end."""
         path = scope["path"]
-        if scope["method"] in READS and (path in OPEN_PATHS or is_page(path)):
+        if scope["method"] == "GET" and (path in OPEN_PATHS or is_page(path)):
             return lambda: None
         self._protection.browsers.check(headers)
         shown = headers.get(b"authorization"), headers.get(b"x-api-key")
@@ -262,8 +243,7 @@ class CallMiddleware:
         """Set the deadline and the priority that the headers ask for."""
         timeout_ms = headers.get(b"x-request-timeout-ms")
         if timeout_ms is not None:
-            is_number = timeout_ms.isascii() and timeout_ms.isdigit()
-            if not is_number or len(timeout_ms) > MAX_TIMEOUT_DIGITS or int(timeout_ms) == 0:
+            if not TIMEOUT_MS.fullmatch(timeout_ms):
                 raise InvalidRequest(
                     "X-Request-Timeout-Ms must be a whole number of milliseconds, at least 1.",
                     param="X-Request-Timeout-Ms",

@@ -4,7 +4,7 @@ A request mixes texts and images in one list. The data plane takes them separate
 each item is kept for the order of the answer and for the names of fields in errors.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, Literal, cast
 
 import pybase64
@@ -17,7 +17,7 @@ from service.errors import InvalidRequest
 from service.messages import EmbedMixedRequest, EmbedMixedResponse
 from service.rest.errors import BAD_REQUEST, OPENAI_PATH, STATUS, renaming_params
 from service.rest.inputs import Pairs, load_images, query_of, read_json
-from service.rest.openapi import ERRORS, ONE_PIXEL, DirectRoute, Responses, json_route
+from service.rest.openapi import ERRORS, ONE_PIXEL, DirectRoute, Responses, json_content, json_route
 from service.rest.requests import MODEL_TEXT
 from service.rest.responses import JSON, choose_media, dump, write_content
 from service.rest.token_ids import TokenVocabulary
@@ -123,16 +123,16 @@ class EmbeddingsAnswer(BaseModel):
 
 def _named_items(given: Input, vocabulary: TokenVocabulary | None) -> Mapping[str, str | InputItem]:
     """The items of a request by the names of their fields."""
-    if isinstance(given, str):
-        return {"input": given}
-    if not given:
+    if not given and isinstance(given, list):
         raise InvalidRequest(
             "input is empty; send at least one text or image.", code="empty_list", param="input"
         )
     tag = _tag_of_input(given)
-    if tag == LIST_TAG:
-        items = cast("list[str | InputItem]", given)
-        return {f"input[{index}]": item for index, item in enumerate(items)}
+    single = tag in {TEXT_TAG, IDS_TAG}
+    items = cast("list[Any]", [given] if single else given)
+    named = {"input" if single else f"input[{index}]": item for index, item in enumerate(items)}
+    if tag in {TEXT_TAG, LIST_TAG}:
+        return named
     if vocabulary is None:
         raise InvalidRequest(
             "input: Token ids are not supported; send strings (LangChain's OpenAIEmbeddings does "
@@ -140,9 +140,6 @@ def _named_items(given: Input, vocabulary: TokenVocabulary | None) -> Mapping[st
             "token_vocabulary.",
             param="input",
         )
-    if tag == IDS_TAG:
-        return {"input": InputItem(text=vocabulary.decode(cast("list[int]", given), "input"))}
-    named = {f"input[{i}]": ids for i, ids in enumerate(cast("list[list[int]]", given))}
     return {name: InputItem(text=vocabulary.decode(ids, name)) for name, ids in named.items()}
 
 
@@ -158,15 +155,12 @@ def _image_or_text(
                 param=param,
             )
         return (item.image if item.image_url is None else item.image_url.url), item.text
-    if modality == "image":
-        return item, None
-    if modality == "text":
-        return None, item
-    if item.startswith("data:image/") or (
+    is_data = item.startswith("data:image/") or (
         item.startswith("data:") and ";base64," in item[:DATA_HEAD_CHARS]
-    ):
+    )
+    if modality == "image" or (modality is None and is_data):
         return item, None
-    if url_of(item) is not None:
+    if modality is None and url_of(item) is not None:
         raise InvalidRequest(
             f'{param} is a URL: send {{"image": ...}} for the image at this URL, or '
             '{"text": ...} for the text of the URL itself.',
@@ -196,6 +190,7 @@ async def embed(
     Raises:
         ServiceError: A field is wrong, or as the data plane raises it.
     """
+    choose_media(request.headers.get("accept"), (JSON,))
     images: list[str] = []
     texts: list[str] = []
     is_image: list[bool] = []
@@ -203,14 +198,12 @@ async def embed(
     params = {"images": "input", "texts": "input"}
     for param, item in _named_items(body.input, vocabulary).items():
         image, text = _image_or_text(item, body.modality, param)
+        name, items, content = (
+            ("texts", texts, text) if image is None else ("images", images, image)
+        )
         is_image.append(image is not None)
-        if image is not None:
-            params[f"images[{len(images)}]"] = param
-            images.append(image)
-        else:
-            params[f"texts[{len(texts)}]"] = param
-            texts.append(text or "")
-    choose_media(request.headers.get("accept"), (JSON,))
+        params[f"{name}[{len(items)}]"] = param
+        items.append(content or "")
     with renaming_params(params):
         message = EmbedMixedRequest(
             images=await load_images(request, plane, images) if images else (),
@@ -221,33 +214,24 @@ async def embed(
         answer = await plane.embed_mixed(message, current_call.get())
 
     def write() -> bytes:
-        return dump(document(answer, _entries(answer, is_image, body.encoding_format)))
+        rows = {True: iter(answer.images_BD), False: iter(answer.texts_TD)}
+        vectors: list[Any] = [next(rows[is_one]) for is_one in is_image]
+        if body.encoding_format == "base64":
+            vectors = [pybase64.b64encode_as_string(row_D.tobytes()) for row_D in vectors]
+        data = [
+            {"object": "embedding", "index": index, "embedding": vector}
+            for index, vector in enumerate(vectors)
+        ]
+        return dump(document(answer, data))
 
     num_values = answer.images_BD.size + answer.texts_TD.size
     return Response(await write_content(plane, write, num_values), media_type=JSON)
 
 
-def _entries(
-    answer: EmbedMixedResponse, is_image: Iterable[bool], encoding: str
-) -> list[dict[str, Any]]:
-    """The vectors in the order of the request."""
-    images, texts = iter(answer.images_BD), iter(answer.texts_TD)
-    rows: list[Any] = [next(images if is_one else texts) for is_one in is_image]
-    if encoding == "base64":
-        rows = [pybase64.b64encode_as_string(row_D.tobytes()) for row_D in rows]
-    return [
-        {"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(rows)
-    ]
-
-
-def _document(answer: EmbedMixedResponse, entries: list[Any]) -> dict[str, Any]:
+def _document(answer: EmbedMixedResponse, data: list[Any]) -> dict[str, Any]:
     num_seen = answer.num_patches + answer.num_tokens
-    return {
-        "object": "list",
-        "data": entries,
-        "model": answer.model,
-        "usage": {"prompt_tokens": num_seen, "total_tokens": num_seen},
-    }
+    usage = {"prompt_tokens": num_seen, "total_tokens": num_seen}
+    return {"object": "list", "data": data, "model": answer.model, "usage": usage}
 
 
 EXAMPLE: Final = {
@@ -260,9 +244,8 @@ EMBEDDINGS_ERRORS: Final[Responses] = {
     for status, error in ERRORS.items()
 }
 EMBEDDINGS: Final = json_route(
-    EmbeddingsBody,
+    json_content(EmbeddingsBody, example=EXAMPLE),
     {"description": "A vector for each item.", "model": EmbeddingsAnswer},
-    example=EXAMPLE,
     errors=EMBEDDINGS_ERRORS,
 )
 

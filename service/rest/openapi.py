@@ -50,28 +50,27 @@ V2_ERRORS: Final[Responses] = {
     status: answer | {"model": InferenceErrorBody} for status, answer in ERRORS.items()
 }
 CALL_HEADERS: Final[list[dict[str, Any]]] = [
-    {
-        "name": "X-Request-Timeout-Ms",
-        "in": "header",
-        "required": False,
-        "description": "Deadline, in milliseconds from the arrival of the request.",
-        "schema": {"type": "integer", "minimum": 1},
-    },
-    {
-        "name": "X-Request-Priority",
-        "in": "header",
-        "required": False,
-        "description": "1 is the most urgent. Less urgent requests wait a limited time longer.",
-        "schema": {"type": "integer", "enum": [*PRIORITIES], "default": DEFAULT_PRIORITY},
-    },
+    {"name": name, "in": "header", "required": False, "description": text, "schema": schema}
+    for name, text, schema in (
+        (
+            "X-Request-Timeout-Ms",
+            "Deadline, in milliseconds from the arrival of the request.",
+            {"type": "integer", "minimum": 1},
+        ),
+        (
+            "X-Request-Priority",
+            "1 is the most urgent. Less urgent requests wait a limited time longer.",
+            {"type": "integer", "enum": [*PRIORITIES], "default": DEFAULT_PRIORITY},
+        ),
+    )
 ]
 
 
 def _alternatives(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The members of nested unions; of another schema itself."""
+    """The members of nested unions except null; of another schema itself."""
     members = schema.get("anyOf", schema.get("oneOf"))
     if members is None:
-        return [schema]
+        return [] if schema.get("type") == "null" else [schema]
     return [found for member in members for found in _alternatives(member)]
 
 
@@ -83,9 +82,9 @@ def _options(body: type[ImageBody]) -> dict[str, dict[str, Any]]:
     """
     options: dict[str, dict[str, Any]] = {}
     for name, schema in body.model_json_schema(ref_template=REF)["properties"].items():
-        members = [one for one in _alternatives(schema) if one.get("type") != "null"]
         if name in IMAGE_FIELDS:
             continue
+        members = _alternatives(schema)
         if name in body.comma_lists | body.plain_lists:
             (array,) = [one for one in members if one.get("type") == "array"]
             (items,) = [one for one in _alternatives(array["items"]) if one.get("type") == "string"]
@@ -102,15 +101,13 @@ def _options(body: type[ImageBody]) -> dict[str, dict[str, Any]]:
 
 def _parameters(body: type[ImageBody]) -> list[dict[str, Any]]:
     """The options as query parameters."""
-    parameters: list[dict[str, Any]] = []
-    for name, schema in _options(body).items():
-        text = schema.pop("description")
-        style = {"style": "form", "explode": False} if name in body.comma_lists else {}
-        parameters.append(
-            {"name": name, "in": "query", "required": False, "description": text, "schema": schema}
-            | style
-        )
-    return [*parameters, *CALL_HEADERS]
+    comma_list = {"style": "form", "explode": False}
+    return [
+        {"name": name, "in": "query", "required": False, "schema": schema}
+        | {"description": schema.pop("description")}
+        | (comma_list if name in body.comma_lists else {})
+        for name, schema in _options(body).items()
+    ]
 
 
 def _form(body: type[ImageBody]) -> dict[str, Any]:
@@ -135,34 +132,33 @@ class DirectRoute(APIRoute):
         return self.endpoint
 
 
-def json_route(
-    body: type[BaseModel],
-    answer: Mapping[str, Any],
-    *,
-    example: Any = None,
-    errors: Responses = ERRORS,
-) -> dict[str, Any]:
-    """Arguments of `APIRouter.post` for a route that reads and writes JSON.
-
-    Args:
-        body: The fields of a request, which `add_bodies` describes.
-        answer: Describes the answer without an error.
-        example: Of a request; None for none.
-        errors: The other answers.
-    """
-    content = json_content(body) if example is None else json_content(body, example=example)
-    return {
-        "responses": {200: answer, **errors},
-        "openapi_extra": {
-            "requestBody": {"required": True, "content": content},
-            "parameters": CALL_HEADERS,
-        },
-    }
-
-
 def json_content(body: type[BaseModel], **more: Any) -> dict[str, Any]:
     """The content of a request body whose fields `add_bodies` describes."""
     return {JSON: {"schema": {"$ref": REF.format(model=body.__name__)}, **more}}
+
+
+def json_route(
+    content: Mapping[str, Any],
+    answer: Mapping[str, Any],
+    *,
+    text: str = "",
+    parameters: Iterable[dict[str, Any]] = (),
+    errors: Responses = ERRORS,
+) -> dict[str, Any]:
+    """Arguments of `APIRouter.post` for a route that reads its body itself.
+
+    Args:
+        content: The body by media type.
+        answer: Describes the answer without an error.
+        text: Describes the body.
+        parameters: Besides the headers of every call.
+        errors: The other answers.
+    """
+    asked = {"required": True, "content": content} | ({"description": text} if text else {})
+    return {
+        "responses": {200: answer, **errors},
+        "openapi_extra": {"requestBody": asked, "parameters": [*parameters, *CALL_HEADERS]},
+    }
 
 
 def native_route(
@@ -174,22 +170,19 @@ def native_route(
         "model": answer,
         "content": {media: {"schema": BINARY} for media in media_types if media != JSON},
     }
+    content = json_content(body, example=example)
     errors = ERRORS | NO_HEAD if issubclass(body, MapBody) else ERRORS
-    route = json_route(body, described, example=example, errors=errors)
-    if issubclass(body, ImageBody):
-        asked = route["openapi_extra"]["requestBody"]
-        asked["description"] = (
-            "Images in a form, with the options in the form or the query; or JSON with all "
-            "options; or one encoded image, with the options in the query."
-        )
+    if not issubclass(body, ImageBody):
+        return json_route(content, described, errors=errors)
+    return json_route(
         # The page of the document offers the first one: a form, which uploads a file.
-        asked["content"] = {
-            "multipart/form-data": {"schema": _form(body)},
-            **asked["content"],
-            "image/*": {"schema": BINARY},
-        }
-        route["openapi_extra"]["parameters"] = _parameters(body)
-    return route
+        {"multipart/form-data": {"schema": _form(body)}, **content, "image/*": {"schema": BINARY}},
+        described,
+        text="Images in a form, with the options in the form or the query; or JSON with all "
+        "options; or one encoded image, with the options in the query.",
+        parameters=_parameters(body),
+        errors=errors,
+    )
 
 
 KEY_SCHEMES: Final = {

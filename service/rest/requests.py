@@ -200,9 +200,12 @@ class Options(Schema):
 
     def to_message(self, images: ImageInputs = (), *, is_json: bool = False) -> Any:
         """The request for the data plane; `is_json` says how it is answered."""
-        return self.message_type(**self.message_fields())
+        fields = self.message_fields(is_json=is_json)
+        if isinstance(self, ImageBody):
+            fields["images"] = images
+        return self.message_type(**fields)
 
-    def message_fields(self) -> dict[str, Any]:
+    def message_fields(self, *, is_json: bool) -> dict[str, Any]:
         """The fields of the data plane's message, as its keyword arguments."""
         fields: dict[str, Any] = {}
         for name in type(self).model_fields:
@@ -227,10 +230,6 @@ class ImageBody(Options):
         default=None,
         description="Short side in pixels of the model's input. Default: its native size.",
     )
-
-    def to_message(self, images: ImageInputs = (), *, is_json: bool = False) -> Any:
-        """As `Options.to_message`."""
-        return self.message_type(images=images, **self.message_fields())
 
 
 class EmbedImagesBody(ImageBody):
@@ -338,12 +337,13 @@ class SegmentImagesBody(ImageBody):
         description="Simplify polygons: no point moves by more than so many pixels.",
     )
 
-    def to_message(self, images: ImageInputs = (), *, is_json: bool = False) -> Any:
-        """As `Options.to_message`; JSON alone has a score for each class."""
-        fields = self.message_fields()
-        fields["include_scores"] = self.include_scores is True
-        fields["include_all_scores"] = self.include_scores == "all" or self.format == "heatmap"
-        return self.message_type(images=images, include_class_scores=is_json, **fields)
+    def message_fields(self, *, is_json: bool) -> dict[str, Any]:
+        """As `Options.message_fields`; JSON alone has a score for each class."""
+        return super().message_fields(is_json=is_json) | {
+            "include_scores": self.include_scores is True,
+            "include_all_scores": self.include_scores == "all" or self.format == "heatmap",
+            "include_class_scores": is_json,
+        }
 
 
 class ClassifyImagesBody(ImageBody):
@@ -421,9 +421,9 @@ class MapBody(ImageBody):
         "and columns for each patch.",
     )
 
-    def to_message(self, images: ImageInputs = (), *, is_json: bool = False) -> Any:
-        """As `Options.to_message`."""
-        return self.message_type(task=self.task, images=images, **self.message_fields())
+    def message_fields(self, *, is_json: bool) -> dict[str, Any]:
+        """As `Options.message_fields`."""
+        return super().message_fields(is_json=is_json) | {"task": self.task}
 
 
 class DepthBody(MapBody):

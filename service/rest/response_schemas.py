@@ -16,7 +16,18 @@ class EncodedArray(BaseModel):
 
 
 Array = EncodedArray | list[Any]
+Scales = dict[str, Array | float]
 SCALES_TEXT = "With `dtype=int8`, by the names of arrays: factors for the elements of each vector."
+
+
+def described(text: str) -> Any:
+    """A field that is there whenever it applies."""
+    return Field(description=text)
+
+
+def optional(text: str) -> Any:
+    """A field that is there on request."""
+    return Field(default=None, description=text)
 
 
 class ErrorDetail(BaseModel):
@@ -25,7 +36,7 @@ class ErrorDetail(BaseModel):
     message: str
     type: str
     code: str
-    param: str | None = Field(description="The wrong field, with the item's index.")
+    param: str | None = described("The wrong field, with the item's index.")
 
 
 class ItemError(BaseModel):
@@ -44,45 +55,48 @@ class ListAnswer(BaseModel, Generic[EntryT]):
     object: Literal["list"] = "list"
     model: str
     data: list[EntryT]
-    errors: list[ItemError] | None = Field(
-        None, description="With `partial`: errors of single images or texts."
-    )
+    errors: list[ItemError] | None = optional("With `partial`: errors of single images or texts.")
+
+    @classmethod
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
+        """The name in the document, such as `DepthMapList`."""
+        name: str = params[0].__name__
+        return f"{name}List"
 
 
-class ImageEmbedding(BaseModel):
+class Entry(BaseModel):
+    """One image or text."""
+
+    index: int = described("Index in the request, from 0.")
+
+
+class MapEntry(Entry):
+    """One image with a value for each pixel."""
+
+    height: int
+    width: int
+
+
+class ImageEmbedding(Entry):
     """One image's embeddings and maps, as requested."""
 
-    index: int
-    patches: Array | None = Field(None, description="[grid height, grid width, width]")
-    values: Array | None = Field(None, description="[grid height, grid width, width]")
-    cls1: Array | None = Field(None, description="[width]")
-    cls2: Array | None = Field(None, description="[width]")
-    depth: Array | None = Field(
-        None, description="Metres, with eight rows and columns for each patch."
+    patches: Array | None = optional("[grid height, grid width, width]")
+    values: Array | None = optional("[grid height, grid width, width]")
+    cls1: Array | None = optional("[width]")
+    cls2: Array | None = optional("[width]")
+    depth: Array | None = optional("Metres, with eight rows and columns for each patch.")
+    normals: Array | None = optional("Unit vectors [height, width, 3], in the size of `depth`.")
+    segmentation: Array | None = optional(
+        "Labels of the package's own classes, from 1, in the size of `depth`."
     )
-    normals: Array | None = Field(
-        None, description="Unit vectors [height, width, 3], in the size of `depth`."
-    )
-    segmentation: Array | None = Field(
-        None, description="Labels of the package's own classes, from 1, in the size of `depth`."
-    )
-    scales: dict[str, Array | float] | None = Field(None, description=SCALES_TEXT)
+    scales: Scales | None = optional(SCALES_TEXT)
 
 
-class EmbedImagesAnswer(ListAnswer[ImageEmbedding]):
-    """One entry for each image."""
-
-
-class TextEmbedding(BaseModel):
+class TextEmbedding(Entry):
     """One text's embedding, [width]."""
 
-    index: int
     embedding: Array
-    scales: dict[str, Array | float] | None = Field(None, description=SCALES_TEXT)
-
-
-class EmbedTextsAnswer(ListAnswer[TextEmbedding]):
-    """One entry for each text."""
+    scales: Scales | None = optional(SCALES_TEXT)
 
 
 class RunLengths(BaseModel):
@@ -91,139 +105,98 @@ class RunLengths(BaseModel):
     Run lengths in column order, alternately outside and inside the class.
     """
 
-    size: list[int] = Field(description="Height and width.")
-    counts: str | list[int] = Field(description="A string with `rle`, numbers with `rle_counts`.")
+    size: list[int] = described("Height and width.")
+    counts: str | list[int] = described("A string with `rle`, numbers with `rle_counts`.")
 
 
 class ClassArea(BaseModel):
     """The region of one class. COCO's formats have the last three fields."""
 
-    label: int = Field(description="Value in the mask, from 1.")
+    label: int = described("Value in the mask, from 1.")
     name: str
-    color: str = Field(description="Colour in PNG masks, `#rrggbb`.")
-    area_share: float = Field(description="Share of the mask's pixels, from 0 to 1.")
-    score: float = Field(
-        description="Mean probability of the class over its pixels: the softmax of the cosines "
-        "over the model's temperature, among all classes, background classes and the threshold. "
-        "0 without a pixel."
+    color: str = described("Colour in PNG masks, `#rrggbb`.")
+    area_share: float = described("Share of the mask's pixels, from 0 to 1.")
+    score: float = described(
+        "Mean probability of the class over its pixels: the softmax of the cosines over the "
+        "model's temperature, among all classes, background classes and the threshold. 0 without "
+        "a pixel."
     )
-    area: int | None = Field(None, description="Pixels.")
-    bbox: list[int] | None = Field(None, description="Left, top, width and height, in pixels.")
-    segmentation: RunLengths | list[list[int]] | None = Field(
-        None,
-        description="With `polygons`, each as x, y, x, y, ... along the edges of pixels. A cut "
-        "joins a hole to its outline.",
+    area: int | None = optional("Pixels.")
+    bbox: list[int] | None = optional("Left, top, width and height, in pixels.")
+    segmentation: RunLengths | list[list[int]] | None = optional(
+        "With `polygons`, each as x, y, x, y, ... along the edges of pixels. A cut joins a hole to "
+        "its outline."
     )
 
 
 class InstanceBody(BaseModel):
     """A connected region of one class."""
 
-    label: int = Field(description="Of its class.")
-    area: int = Field(description="Pixels.")
-    bbox: list[int] = Field(description="Left, top, width and height, in pixels.")
-    score: float = Field(description="Mean probability of the class over the pixels.")
-    segmentation: RunLengths | list[list[int]] = Field(
-        description="In the requested format of COCO; compressed run lengths with `mask`."
+    label: int = described("Of its class.")
+    area: int = described("Pixels.")
+    bbox: list[int] = described("Left, top, width and height, in pixels.")
+    score: float = described("Mean probability of the class over the pixels.")
+    segmentation: RunLengths | list[list[int]] = described(
+        "In the requested format of COCO; compressed run lengths with `mask`."
     )
 
 
-class SegmentationBody(BaseModel):
+class SegmentationBody(MapEntry):
     """One image's mask."""
 
-    index: int
-    height: int
-    width: int
     classes: list[ClassArea]
     background_share: float
-    labels: Array | None = Field(
-        None, description="[height, width]: k for the k-th class, 0 for background."
-    )
-    scores: Array | None = Field(None, description="[height, width], with `include_scores`.")
-    cosines: Array | None = Field(
-        None, description="[class, height, width], with `include_scores=all`."
-    )
-    instances: list[InstanceBody] | None = Field(
-        None,
-        description="With `include_instances`: by class, then the largest first.",
+    labels: Array | None = optional("[height, width]: k for the k-th class, 0 for background.")
+    scores: Array | None = optional("[height, width], with `include_scores`.")
+    cosines: Array | None = optional("[class, height, width], with `include_scores=all`.")
+    instances: list[InstanceBody] | None = optional(
+        "With `include_instances`: by class, then the largest first."
     )
 
 
-class SegmentImagesAnswer(ListAnswer[SegmentationBody]):
-    """One entry for each image."""
-
-
-class DepthMap(BaseModel):
+class DepthMap(MapEntry):
     """One image's depth."""
 
-    index: int
-    height: int
-    width: int
-    depth: Array = Field(description="[height, width], in metres.")
+    depth: Array = described("[height, width], in metres.")
 
 
-class DepthAnswer(ListAnswer[DepthMap]):
-    """One entry for each image."""
-
-
-class NormalMap(BaseModel):
+class NormalMap(MapEntry):
     """One image's surface normals."""
 
-    index: int
-    height: int
-    width: int
-    normals: Array = Field(
-        description="[height, width, 3]: a vector of unit length for each pixel."
-    )
-
-
-class NormalsAnswer(ListAnswer[NormalMap]):
-    """One entry for each image."""
+    normals: Array = described("[height, width, 3]: a vector of unit length for each pixel.")
 
 
 class ClassShare(BaseModel):
     """The score of one class."""
 
-    label: int = Field(description="Number of the class in the request, from 1.")
+    label: int = described("Number of the class in the request, from 1.")
     name: str
-    probability: float = Field(description="Share among all classes of the request, 0 to 1.")
+    probability: float = described("Share among all classes of the request, 0 to 1.")
     cosine: float
 
 
-class ClassificationBody(BaseModel):
+class ClassificationBody(Entry):
     """One image's classes, the best first."""
 
-    index: int
     classes: list[ClassShare]
-
-
-class ClassifyImagesAnswer(ListAnswer[ClassificationBody]):
-    """One entry for each image."""
 
 
 class FeatureGroup(BaseModel):
     """One group of similar patches."""
 
-    label: int = Field(description="Value in the map, from 1.")
-    color: str = Field(description="Colour in PNG maps, `#rrggbb`.")
-    area_share: float = Field(description="Share of the image's pixels, from 0 to 1.")
+    label: int = described("Value in the map, from 1.")
+    color: str = described("Colour in PNG maps, `#rrggbb`.")
+    area_share: float = described("Share of the image's pixels, from 0 to 1.")
 
 
-class FeatureMap(BaseModel):
+class FeatureMap(MapEntry):
     """One image's features."""
 
-    index: int
-    height: int
-    width: int
-    groups: list[FeatureGroup] | None = Field(None, description="With `kind=groups`.")
-    features: Array = Field(
-        description="`colors`: [height, width, 3] from 0 to 1. `component`: [height, width] from 0 "
-        "to 1. `groups`: [height, width], the label of each pixel's group."
+    groups: list[FeatureGroup] | None = optional("With `kind=groups`.")
+    features: Array = described(
+        "`colors`: [height, width, 3] from 0 to 1. `component`: [height, width] from 0 to 1. "
+        "`groups`: [height, width], the label of each pixel's group."
     )
-
-
-class VisualizeFeaturesAnswer(ListAnswer[FeatureMap]):
-    """One entry for each image."""
 
 
 class ErrorBody(BaseModel):
@@ -235,22 +208,20 @@ class ErrorBody(BaseModel):
 class InferenceErrorBody(BaseModel):
     """The body of every error response below `/v2`."""
 
-    error: str = Field(description="The message.")
+    error: str = described("The message.")
     type: str
     code: str
-    param: str | None = Field(description="The wrong field, with the item's index.")
+    param: str | None = described("The wrong field, with the item's index.")
 
 
-class Bucket(BaseModel):
+class Bucket(BaseModel, from_attributes=True):
     """One input shape, in pixels, measured at the start."""
 
     height: int
     width: int
-    max_batch_images: int = Field(description="Maximum batch size.")
-    run_s: float = Field(description="Seconds for one image on one lane.")
-    peak_bytes: int | None = Field(
-        description="Peak memory in addition to the weights; null if not known."
-    )
+    max_batch_images: int = described("Maximum batch size.")
+    run_s: float = described("Seconds for one image on one lane.")
+    peak_bytes: int | None = described("Peak memory in addition to the weights; null if not known.")
 
 
 class ModelCard(BaseModel):
@@ -258,7 +229,7 @@ class ModelCard(BaseModel):
 
     id: str
     object: Literal["model"] = "model"
-    created: int = Field(description="Time of loading, in seconds since 1970.")
+    created: int = described("Time of loading, in seconds since 1970.")
     owned_by: Literal["tipserve"] = "tipserve"
     variant: str
     embed_dim: int
@@ -269,20 +240,20 @@ class ModelCard(BaseModel):
     size_multiple: int
     max_text_tokens: int
     outputs: list[str]
-    zero_shot: dict[str, str | float] = Field(description="Defaults of segmentation.")
+    zero_shot: dict[str, str | float] = described("Defaults of segmentation.")
     runtime: str
     precision: str
     device: str
-    runtime_reason: str = Field(description="Why these were chosen, and why not others.")
-    package_digest: str = Field(
-        description="SHA-256 over the digests of the package's files, except its card. Equal "
-        "digests mean equal models."
+    runtime_reason: str = described("Why these were chosen, and why not others.")
+    package_digest: str = described(
+        "SHA-256 over the digests of the package's files, except its card. Equal digests mean "
+        "equal models."
     )
-    parity: list[dict[str, Any]] = Field(
-        description="Numerical difference of each graph from the model in float32."
+    parity: list[dict[str, Any]] = described(
+        "Numerical difference of each graph from the model in float32."
     )
-    limits: dict[str, int] = Field(description="Limits of one request.")
-    buckets: list[Bucket] = Field(description="Input shapes measured at the start.")
+    limits: dict[str, int] = described("Limits of one request.")
+    buckets: list[Bucket] = described("Input shapes measured at the start.")
     scores: list[dict[str, Any]]
     licence: str
 
@@ -294,40 +265,19 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
-class Live(BaseModel):
-    """The process is live."""
-
-    live: Literal[True] = True
-
-
-class Ready(BaseModel):
-    """The server is ready."""
-
-    ready: Literal[True] = True
-
-
-class Version(BaseModel):
-    """The server's version."""
-
-    version: str
-
-
 def model_card(info: ModelInfo) -> ModelCard:
     """The description of a served model."""
     manifest = info.manifest
     return ModelCard(
         id=manifest.name,
         created=info.loaded_at,
-        runtime=info.runtime,
-        precision=info.precision,
-        device=info.device,
-        runtime_reason=info.runtime_reason,
         package_digest=manifest.digest,
         parity=info.parity_rows(),
         outputs=list(info.outputs),
         limits={name: getattr(info.limits, name) for name in info.limits.__slots__},
-        buckets=[Bucket.model_validate(b, from_attributes=True) for b in info.buckets],
+        buckets=list(map(Bucket.model_validate, info.buckets)),
         scores=info.scores(),
         zero_shot=manifest.zero_shot.model_dump(),
+        **{n: getattr(info, n) for n in ("runtime", "precision", "device", "runtime_reason")},
         **{name: getattr(manifest, name) for name in MANIFEST_FIELDS},
     )

@@ -4,7 +4,7 @@ Shape legend: B images, T texts, D width, K classes, H W pixels, h w patch grid.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from io import BytesIO
@@ -66,6 +66,9 @@ JSON: Final = "application/json"
 NPY: Final = "application/x-npy"
 SAFETENSORS: Final = "application/octet-stream"
 PNG: Final = "image/png"
+PNG_FORMATS: Final = {"labels", "overlay", "heatmap"}
+# Of PNG files: drawn over the image.
+DRAWN_FORMATS: Final = {"overlay", "heatmap"}
 # Larger answers are written in the pool. Below it, waking a thread and returning from it costs more
 # than writing a few vectors.
 MAX_INLINE_VALUES: Final = 2048
@@ -77,10 +80,13 @@ SAFETENSORS_TYPES: Final = {
 
 T = TypeVar("T")
 Array = NDArray[np.generic]
-# A part of a response body: its bytes, or an array that is contiguous and little-endian.
-Piece = bytes | Array
+Piece = bytes | memoryview  # a part of a response body
 # The place of a large text in a document. JSON has no such byte: strings have it escaped.
 PLACE: Final = b"\0"
+# Fields of one image or text that JSON alone has, and its arrays.
+Item = tuple[dict[str, Any], Mapping[str, Array]]
+# Whether options do not fit a media type, the option, and the error.
+Rule = tuple[bool, str, str]
 AnswerT = TypeVar("AnswerT", bound=ListResponse)
 OptionsT = TypeVar("OptionsT", bound=Options)
 
@@ -96,32 +102,30 @@ def choose_media(accept: str | None, offered: tuple[str, ...]) -> str:
     Raises:
         NotAcceptable: The header accepts none of them.
     """
-    ranges = [_parse_range(part) for part in (accept or "*/*").split(",") if part.strip()]
-    best, best_weight = "", 0.0
-    for media in offered:
-        fitting = {"*/*", media, f"{media.split('/', maxsplit=1)[0]}/*"}
-        matches = [(-name.count("*"), weight) for name, weight in ranges if name in fitting]
-        # The most specific range decides: fewer wildcards come first.
-        weight = max(matches)[1] if matches else 0.0
-        if weight > best_weight:
-            best, best_weight = media, weight
-    if not best:
+    weights: dict[str, float] = {}
+    for part in (accept or "*/*").split(","):
+        media, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        weights[media] = 1.0
+        for text in parameters:
+            if text.startswith("q="):
+                weights[media] = _parse_weight(text[2:])
+
+    def weight(media: str) -> float:
+        # The most specific range decides.
+        ranges = (media, f"{media.partition('/')[0]}/*", "*/*")
+        return next((weights[one] for one in ranges if one in weights), 0.0)
+
+    best = max(offered, key=weight)
+    if weight(best) <= 0:
         raise NotAcceptable(f"Accept must allow one of {', '.join(offered)}.")
     return best
 
 
-def _parse_range(part: str) -> tuple[str, float]:
-    """A media range of an `Accept` header and its weight."""
-    media, *parameters = (piece.strip().lower() for piece in part.split(";"))
-    weight = 1.0
-    for parameter in parameters:
-        name, _, value = parameter.partition("=")
-        if name.strip() == "q":
-            try:
-                weight = float(value)
-            except ValueError:
-                weight = 0.0
-    return media, weight
+def _parse_weight(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,23 +154,22 @@ async def respond(
 class PiecedResponse(Response):
     """A response that is sent piece by piece, each once the client has read most of those before.
 
-    An array is a piece as it lies in memory. In one piece, a large body would wait in the
-    connection's buffer while the server takes the request for finished.
+    In one piece, a large body would wait in the connection's buffer while the server takes the
+    request for finished.
     """
 
     def __init__(self, pieces: Sequence[Piece], media_type: str) -> None:
-        num_bytes = sum([len(p) if isinstance(p, bytes) else p.nbytes for p in pieces])
-        super().__init__(headers={"content-length": str(num_bytes)}, media_type=media_type)
         self._pieces = pieces
+        num_bytes = sum(map(len, pieces))
+        super().__init__(headers={"content-length": str(num_bytes)}, media_type=media_type)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
         headers = self.raw_headers
         await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
         for piece in self._pieces:
-            data = piece if isinstance(piece, bytes) else piece.reshape(-1).view(np.uint8)
-            for begin in range(0, len(data), PIECE_BYTES):
-                body = bytes(data[begin : begin + PIECE_BYTES])
+            for begin in range(0, len(piece), PIECE_BYTES):
+                body = bytes(piece[begin : begin + PIECE_BYTES])
                 await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
@@ -177,28 +180,31 @@ async def write_content(plane: DataPlane, write: Callable[[], T], num_values: in
         return write() if num_values <= MAX_INLINE_VALUES else await plane.offload(write)
 
 
+def _check(rules: Iterable[Rule]) -> None:
+    for is_wrong, param, text in rules:
+        if is_wrong:
+            raise InvalidRequest(text, param=param)
+
+
 # No slots: Python 3.11 cannot call a subscripted generic class that has them.
 @dataclass(frozen=True, kw_only=True)
 class ResponseWriter(Generic[AnswerT, OptionsT]):
     """How one kind of answer is written in each media type.
 
     Attributes:
+        items: Each image or text without an error, for a media type.
         num_values: About how many values the response holds.
-        entries: For JSON: an object for each image or text without an error.
-        columns: For safetensors: named arrays, with an element for each image or text without an
-            error; or one whole matrix.
-        npy: The one array of an npy file. Default: the first one of the columns.
         png: The one PNG file; None if there is no such form. An answer with this form has a value
             for each pixel, and its PNG and npy files hold one image.
-        check_options: Refuses options that a media type cannot hold.
+        rules: Options that a media type cannot hold.
+        has_places: Whether safetensors has rows of zeros for errors, which `items` include.
     """
 
+    items: Callable[[AnswerT, OptionsT, str], Iterable[Item]]
     num_values: Callable[[AnswerT], int]
-    entries: Callable[[AnswerT, OptionsT], list[dict[str, Any]]]
-    columns: Callable[[AnswerT, OptionsT], Mapping[str, Sequence[Array] | Array]]
-    npy: Callable[[AnswerT], Array] | None = None
     png: Callable[[AnswerT, RestRequest, ImageLimits], bytes] | None = None
-    check_options: Callable[[OptionsT, str], None] = lambda options, media: None
+    rules: Callable[[OptionsT, str], Sequence[Rule]] = lambda options, media: ()
+    has_places: bool = False
 
     @property
     def media_types(self) -> tuple[str, ...]:
@@ -211,15 +217,17 @@ class ResponseWriter(Generic[AnswerT, OptionsT]):
         Raises:
             InvalidRequest: It cannot; the message names one that can.
         """
-        if self.png is not None and media in {PNG, NPY} and num_images > 1:
-            raise InvalidRequest(f"{media} holds one image: send one image.", param="images")
-        self.check_options(options, media)
-        if options.partial and media in {PNG, NPY}:
-            raise InvalidRequest(
-                f"{media} cannot hold errors: accept application/json or "
-                "application/octet-stream (safetensors), or omit partial.",
-                param="partial",
-            )
+        is_file = media in {PNG, NPY}
+        is_many = is_file and self.png is not None and num_images > 1
+        other = f"{JSON} or {SAFETENSORS} (safetensors)"
+        partial_text = f"{media} cannot hold errors: accept {other}, or omit partial."
+        _check(
+            [
+                (is_many, "images", f"{media} holds one image: send one image."),
+                *self.rules(options, media),
+                (is_file and options.partial, "partial", partial_text),
+            ]
+        )
 
     def answer_encoding(self, options: OptionsT, media: str) -> AnswerEncoding:
         """How arrays are written, for the memory of the answer."""
@@ -235,238 +243,183 @@ class ResponseWriter(Generic[AnswerT, OptionsT]):
         options, media = request.options, request.media
         if media == PNG and self.png is not None:
             return [self.png(answer, request, limits)]
+        items = self.items(answer, options, media)
         errors = answer.errors if options.partial else None
         if media == JSON:
-            return write_json(answer.model, self.entries(answer, options), errors)
-        columns = self.columns(answer, options)
-        if media == SAFETENSORS:
-            return write_safetensors(answer.model, columns, errors)
-        return write_npy(self.npy(answer) if self.npy else next(iter(columns.values()))[0])
+            return write_json(answer.model, items, options.encoding, errors)
+        rows = [arrays for _, arrays in items]
+        columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+        if media == NPY:
+            return write_npy(columns, is_one=self.png is not None)
+        is_split = errors is not None and not self.has_places
+        return write_safetensors(answer.model, columns, errors, is_split=is_split)
 
 
-def _check_embedding(options: EmbedImagesBody, media: str) -> None:
-    if media == NPY and len(set(options.outputs)) > 1:
-        raise InvalidRequest(
-            "application/x-npy holds one array: request one output, or accept "
-            "application/octet-stream (safetensors).",
-            param="outputs",
-        )
-
-
-def _embedding_entries(answer: EmbedImagesResponse, encoding: Encoding) -> list[dict[str, Any]]:
-    rows = [
-        {name: encode_array(array, encoding) for name, array in outputs.items()}
-        for outputs in answer.embeddings
-    ]
-    for row, scales in zip(rows, answer.scales, strict=False):  # none but with int8
-        row.update(_scales(scales, encoding))
-    return rows
-
-
-def _embedding_columns(answer: EmbedImagesResponse) -> dict[str, list[Any]]:
+def _embedding_items(
+    answer: EmbedImagesResponse, options: EmbedImagesBody, media: str
+) -> Iterator[Item]:
     all_scales = answer.scales or ({},) * len(answer.embeddings)
-    rows = [
-        outputs | {f"{name}_scale": scale for name, scale in scales.items()}
-        for outputs, scales in zip(answer.embeddings, all_scales, strict=True)
-    ]
-    return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
-
-
-def _one_embedding(answer: EmbedImagesResponse) -> Array:
-    arrays, *scales = _embedding_columns(answer).values()
-    if scales:
-        arrays = list(map(scaled_rows, arrays, *scales))
-    if len({a.shape for a in arrays}) > 1:
-        raise InvalidRequest(
-            "The images have different grids, which one array cannot hold: use fit squash, or "
-            "accept application/octet-stream (safetensors).",
-            param="fit",
-        )
-    return np.stack(arrays)
+    for arrays, scales in zip(answer.embeddings, all_scales, strict=True):
+        yield _with_scales(arrays, scales, options.encoding, media)
 
 
 # Embeddings of images: [B, h, w, D] or [B, D].
 IMAGE_EMBEDDINGS: Final = ResponseWriter[EmbedImagesResponse, EmbedImagesBody](
-    check_options=_check_embedding,
+    items=_embedding_items,
     num_values=lambda answer: sum([a.size for row in answer.embeddings for a in row.values()]),
-    entries=lambda answer, options: _embedding_entries(answer, options.encoding),
-    columns=lambda answer, options: _embedding_columns(answer),
-    npy=_one_embedding,
+    rules=lambda options, media: [
+        (
+            media == NPY and len(set(options.outputs)) > 1,
+            "outputs",
+            f"{NPY} holds one array: request one output, or accept {SAFETENSORS} (safetensors).",
+        )
+    ],
 )
 
 
-def _text_entries(answer: EmbedTextsResponse, options: EmbedTextsBody) -> list[dict[str, Any]]:
-    encoding = options.encoding
-    data = [{"embedding": encode_array(row_D, encoding)} for row_D in answer.embeddings_TD]
-    for item, scale in zip(data, () if answer.scales_T is None else answer.scales_T, strict=False):
-        item.update(_scales({"embedding": scale}, encoding))
-    return data
-
-
-def _text_columns(answer: EmbedTextsResponse) -> dict[str, Array]:
-    rows_TD, scales_T = answer.in_places()
-    columns: dict[str, Array] = {"embeddings": rows_TD}
-    return columns if scales_T is None else columns | {"embeddings_scale": scales_T}
+def _text_items(answer: EmbedTextsResponse, options: EmbedTextsBody, media: str) -> Iterator[Item]:
+    is_matrix = media == SAFETENSORS
+    rows_TD, scales_T = answer.in_places() if is_matrix else (answer.embeddings_TD, answer.scales_T)
+    name = "embedding" if media == JSON else "embeddings"
+    for index, row_D in enumerate(rows_TD):
+        scales = {} if scales_T is None else {name: scales_T[index]}
+        yield _with_scales({name: row_D}, scales, options.encoding, media)
 
 
 # Embeddings of texts: [T, D], where safetensors has rows of zeros for errors.
 TEXT_EMBEDDINGS: Final = ResponseWriter[EmbedTextsResponse, EmbedTextsBody](
-    num_values=lambda answer: answer.embeddings_TD.size,
-    entries=_text_entries,
-    columns=lambda answer, options: _text_columns(answer),
-    npy=lambda answer: (
-        answer.embeddings_TD
-        if answer.scales_T is None
-        else scaled_rows(answer.embeddings_TD, answer.scales_T)
-    ),
+    items=_text_items, num_values=lambda answer: answer.embeddings_TD.size, has_places=True
 )
 
 
-def _check_classification(options: ClassifyImagesBody, media: str) -> None:
-    if media == NPY and options.top_k is not None:
-        raise InvalidRequest(
-            "application/x-npy holds the probabilities of all classes, in the order of the "
-            "request: omit top_k, or accept application/json.",
-            param="top_k",
-        )
+def _with_scales(
+    arrays: Mapping[str, Array], scales: Mapping[str, Any], encoding: Encoding, media: str
+) -> Item:
+    """Arrays of one item with the scales of its int8 vectors, if it has any."""
+    if not scales:
+        return {}, arrays
+    if media != JSON:
+        return {}, {**arrays, **{f"{name}_scale": scale for name, scale in scales.items()}}
+    sent = {n: encode_array(s, encoding) if s.ndim else float(s) for n, s in scales.items()}
+    return {"scales": sent}, arrays
+
+
+def _class_items(
+    answer: ClassifyImagesResponse, options: ClassifyImagesBody, media: str
+) -> Iterator[Item]:
+    for one in answer.classifications:
+        if media == JSON:
+            rows = [
+                {"label": k, "name": answer.classes[k - 1], "probability": share, "cosine": cosine}
+                for k, share, cosine in one.rows()
+            ]
+            yield {"classes": rows}, {}
+        elif media == NPY:
+            yield {}, {"probabilities": one.probabilities_K[np.argsort(one.labels_K)]}
+        else:
+            names = ("labels", "probabilities", "cosines")
+            yield {}, {name: getattr(one, f"{name}_K") for name in names}
 
 
 # Classes of images, the best first; npy has probabilities [B, K] in the order of the request.
 CLASSES: Final = ResponseWriter[ClassifyImagesResponse, ClassifyImagesBody](
-    check_options=_check_classification,
+    items=_class_items,
     num_values=lambda answer: sum(3 * one.labels_K.size for one in answer.classifications),
-    entries=lambda answer, options: [
-        {
-            "classes": [
-                {"label": k, "name": answer.classes[k - 1], "probability": share, "cosine": cosine}
-                for k, share, cosine in one.rows()
-            ]
-        }
-        for one in answer.classifications
+    rules=lambda options, media: [
+        (
+            media == NPY and options.top_k is not None,
+            "top_k",
+            f"{NPY} holds the probabilities of all classes, in the order of the request: omit "
+            f"top_k, or accept {JSON}.",
+        )
     ],
-    columns=lambda answer, options: {
-        "labels": [one.labels_K for one in answer.classifications],
-        "probabilities": [one.probabilities_K for one in answer.classifications],
-        "cosines": [one.cosines_K for one in answer.classifications],
-    },
-    npy=lambda answer: np.stack(
-        [one.probabilities_K[np.argsort(one.labels_K)] for one in answer.classifications]
-    ),
 )
 
 
-PNG_FORMATS: Final = {"labels", "overlay", "heatmap"}
-# Of PNG files: drawn over the image.
-DRAWN_FORMATS: Final = {"overlay", "heatmap"}
+def _mask_rules(options: SegmentImagesBody, media: str) -> list[Rule]:
+    layout, needs = options.format, f"The format {options.format} needs"
+    is_json, num_classes = media == JSON, len(options.classes)
+    scores = f"include_scores needs Accept: {JSON} or {SAFETENSORS} (safetensors)."
+    return [
+        *_class_rules(layout, num_classes, media),
+        (media != PNG and layout in PNG_FORMATS, "format", f"{needs} Accept: {PNG}."),
+        (not is_json and layout in COCO_FORMATS, "format", f"{needs} Accept: {JSON}."),
+        (
+            not is_json and options.include_instances,
+            "include_instances",
+            f"include_instances needs Accept: {JSON}.",
+        ),
+        (bool(options.include_scores) and media in {NPY, PNG}, "include_scores", scores),
+        (layout in DRAWN_FORMATS and options.size != "image", "size", f"{needs} size image."),
+        (
+            options.tolerance > 0 and layout != "polygons",
+            "tolerance",
+            "tolerance needs format polygons.",
+        ),
+    ]
 
 
-def _check_palette(classes: Sequence[object]) -> None:
-    if len(classes) > MAX_PALETTE_CLASSES:
-        raise InvalidRequest(
-            f"classes: {len(classes)} given, at most {MAX_PALETTE_CLASSES} fit the palette of a "
-            "PNG; use format labels, or accept application/x-npy.",
-            param="classes",
-        )
-
-
-def _check_one_class(classes: Sequence[object]) -> None:
-    if len(classes) > 1:
-        raise InvalidRequest(
-            f"The format heatmap shows one class, not {len(classes)}: name one, or request "
+def _class_rules(layout: str, num_classes: int, media: str) -> list[Rule]:
+    """What the number of classes rules out; that of a head is known with the answer only."""
+    return [
+        (
+            media == PNG and layout == "mask" and num_classes > MAX_PALETTE_CLASSES,
+            "classes",
+            f"classes: {num_classes} given, at most {MAX_PALETTE_CLASSES} fit the palette of a "
+            f"PNG; use format labels, or accept {NPY}.",
+        ),
+        (
+            layout == "heatmap" and num_classes > 1,
+            "classes",
+            f"The format heatmap shows one class, not {num_classes}: name one, or request "
             "include_scores=all as safetensors.",
-            param="classes",
-        )
+        ),
+    ]
 
 
-def _check_mask(options: SegmentImagesBody, media: str) -> None:
-    if media == PNG and options.format == "mask":
-        _check_palette(options.classes)
-    if media != PNG and options.format in PNG_FORMATS:
-        raise InvalidRequest(
-            f"The format {options.format} needs Accept: image/png.", param="format"
-        )
-    if media != JSON and options.format in COCO_FORMATS:
-        raise InvalidRequest(
-            f"The format {options.format} needs Accept: application/json.", param="format"
-        )
-    if media != JSON and options.include_instances:
-        raise InvalidRequest(
-            "include_instances needs Accept: application/json.", param="include_instances"
-        )
-    if media not in {JSON, SAFETENSORS} and options.include_scores:
-        raise InvalidRequest(
-            f"include_scores needs Accept: application/json or {SAFETENSORS} (safetensors).",
-            param="include_scores",
-        )
-    if options.format in DRAWN_FORMATS and options.size != "image":
-        raise InvalidRequest(f"The format {options.format} needs size image.", param="size")
-    if options.format == "heatmap":
-        _check_one_class(options.classes)
-    if options.tolerance and options.format != "polygons":
-        raise InvalidRequest("tolerance needs format polygons.", param="tolerance")
-
-
-def _mask_columns(answer: SegmentImagesResponse) -> dict[str, Sequence[Array]]:
-    masks = answer.segmentations
-    columns: dict[str, Sequence[Array]] = {"labels": [mask.wire_labels for mask in masks]}
-    if scores := [mask.scores_HW for mask in masks if mask.scores_HW is not None]:
-        columns["scores"] = scores
-    if cosines := [mask.cosines_KHW for mask in masks if mask.cosines_KHW is not None]:
-        columns["cosines"] = cosines
-    return columns
-
-
-def _mask_png(
-    answer: SegmentImagesResponse,
-    request: RestRequest,
-    limits: ImageLimits,
-) -> bytes:
-    mask = answer.segmentations[0]
-    labels_HW = mask.labels_HW
-    if request.options.format == "labels":
-        return encode_labels_png(labels_HW)
-    if request.options.format == "mask":
-        # The request may have named a head, whose classes are known only now.
-        _check_palette(answer.classes)
-        return encode_mask_png(labels_HW)
-    if request.options.format == "heatmap":
-        _check_one_class(answer.classes)
+def _mask_png(answer: SegmentImagesResponse, request: RestRequest, limits: ImageLimits) -> bytes:
+    mask, layout = answer.segmentations[0], request.options.format
+    _check(_class_rules(layout, len(answer.classes), PNG))
+    if layout in {"labels", "mask"}:
+        encode = encode_labels_png if layout == "labels" else encode_mask_png
+        return encode(mask.labels_HW)
     image = request.images[0]
     assert isinstance(image, bytes)
     with image_errors("images[0]"):
         pixels_HW3 = decode_image(image, limits)
-    if request.options.format == "overlay":
-        return encode_overlay_png(labels_HW, pixels_HW3)
+    if layout == "overlay":
+        return encode_overlay_png(mask.labels_HW, pixels_HW3)
     assert mask.cosines_KHW is not None
     return encode_heatmap_png(mask.cosines_KHW[0], pixels_HW3)
 
 
-def _mask_entry(
+def _mask_items(
+    answer: SegmentImagesResponse, options: SegmentImagesBody, media: str
+) -> Iterator[Item]:
+    for mask in answer.segmentations:
+        fields = _mask_fields(mask, answer.classes, options) if media == JSON else {}
+        is_text = media == JSON and options.encoding == "list"  # where both types are the same
+        arrays: dict[str, Array] = {}
+        if options.format not in COCO_FORMATS:
+            arrays["labels"] = mask.labels_HW if is_text else mask.wire_labels
+        if mask.scores_HW is not None:
+            arrays["scores"] = mask.scores_HW
+        if mask.cosines_KHW is not None:
+            arrays["cosines"] = mask.cosines_KHW
+        yield fields, arrays
+
+
+def _mask_fields(
     mask: Segmentation, names: Sequence[str], options: SegmentImagesBody
 ) -> dict[str, Any]:
+    """The size, the classes and the instances of a mask."""
     height, width = mask.labels_HW.shape
     background_share, *shares = mask.area_shares
     rows = zip(names, shares, mask.class_scores, strict=True)
     classes: list[dict[str, Any]] = [
-        {
-            "label": label,
-            "name": name,
-            "color": class_color(label),
-            "area_share": share,
-            "score": score,
-        }
-        for label, (name, share, score) in enumerate(rows, start=1)
+        {"label": k, "name": name, "color": class_color(k), "area_share": share, "score": score}
+        for k, (name, share, score) in enumerate(rows, start=1)
     ]
-    entry: dict[str, Any] = {
-        "height": height,
-        "width": width,
-        "classes": classes,
-        "background_share": background_share,
-    }
-    if options.format == "mask":
-        # As text the numbers of both types are the same.
-        labels = mask.labels_HW if options.encoding == "list" else mask.wire_labels
-        entry["labels"] = encode_array(labels, options.encoding)
     polygons: list[list[Polygon]] = []
     if options.format == "polygons":
         polygons = class_polygons(mask.labels_HW, len(names))
@@ -477,32 +430,36 @@ def _mask_entry(
         )
         for one, run, outline in zip(classes, runs, outlines, strict=True):
             one.update(area=run.area, bbox=run.box, segmentation=outline)
+    fields = {
+        "height": height,
+        "width": width,
+        "classes": classes,
+        "background_share": background_share,
+    }
     if options.include_instances:
-        entry["instances"] = _instances(mask, options, polygons)
-    if mask.scores_HW is not None:
-        entry["scores"] = encode_array(mask.scores_HW, options.encoding)
-    if mask.cosines_KHW is not None:
-        entry["cosines"] = encode_array(mask.cosines_KHW, options.encoding)
-    return entry
+        fields["instances"] = _instances(mask, options, polygons)
+    return fields
 
 
 def _instances(
     mask: Segmentation, options: SegmentImagesBody, polygons: Sequence[Sequence[Polygon]]
 ) -> list[dict[str, Any]]:
     """The instances, each with its outline."""
-    outlines = _run_lengths([one.counts for one in mask.instances], mask, options)
+    outlines: list[Any]
     if options.format == "polygons":
         # A polygon is a connected region too; both begin at the uppermost of its leftmost pixels.
         height = mask.labels_HW.shape[0]
         by_start = {
-            (label, x * height + y): [x, y, *rest]
+            (label, polygon[0] * height + polygon[1]): polygon
             for label, own in enumerate(polygons, start=1)
-            for x, y, *rest in own
+            for polygon in own
         }
         outlines = [
             [simplify(by_start[one.label, int(one.counts[0])], options.tolerance)]
             for one in mask.instances
         ]
+    else:
+        outlines = _run_lengths([one.counts for one in mask.instances], mask, options)
     return [
         {
             "label": one.label,
@@ -525,22 +482,18 @@ def _run_lengths(
 
 # Masks; in JSON as labels, or each class in a format of COCO.
 MASKS: Final = ResponseWriter[SegmentImagesResponse, SegmentImagesBody](
-    check_options=_check_mask,
+    items=_mask_items,
     num_values=lambda answer: sum(
         mask.labels_HW.size + (0 if mask.cosines_KHW is None else mask.cosines_KHW.size)
         for mask in answer.segmentations
     ),
-    entries=lambda answer, options: [
-        _mask_entry(mask, answer.classes, options) for mask in answer.segmentations
-    ],
-    columns=lambda answer, options: _mask_columns(answer),
     png=_mask_png,
+    rules=_mask_rules,
 )
 
 
-def _map_entry(name: str, array: NDArray[Any], encoding: Encoding) -> dict[str, Any]:
-    height, width = array.shape[:2]
-    return {"height": height, "width": width, name: encode_array(array, encoding)}
+def _size(array: Array) -> dict[str, Any]:
+    return {"height": array.shape[0], "width": array.shape[1]}
 
 
 def _groups(labels_HW: NDArray[Any]) -> list[dict[str, Any]]:
@@ -553,24 +506,16 @@ def _groups(labels_HW: NDArray[Any]) -> list[dict[str, Any]]:
 
 # Visualized features.
 FEATURES: Final = ResponseWriter[VisualizeFeaturesResponse, VisualizeFeaturesBody](
-    num_values=lambda answer: sum(array.size for array in answer.maps),
-    entries=lambda answer, options: [
-        ({"groups": _groups(array)} if options.kind == "groups" else {})
-        | _map_entry("features", array, options.encoding)
+    items=lambda answer, options, media: [
+        (
+            _size(array) | ({"groups": _groups(array)} if options.kind == "groups" else {}),
+            {"features": array},
+        )
         for array in answer.maps
     ],
-    columns=lambda answer, options: {"features": answer.maps},
+    num_values=lambda answer: sum(array.size for array in answer.maps),
     png=lambda answer, request, limits: encode_view_png(answer.maps[0], request.options.kind),
 )
-
-
-def _check_map(options: MapBody, media: str) -> None:
-    if media != PNG and isinstance(options, DepthBody) and options.format is not None:
-        raise InvalidRequest(
-            f"The format {options.format} needs Accept: image/png. Other media types hold depth in "
-            "metres, as float32.",
-            param="format",
-        )
 
 
 def _map_png(array: FloatArray, options: MapBody) -> bytes:
@@ -581,20 +526,29 @@ def _map_png(array: FloatArray, options: MapBody) -> bytes:
 
 # Depth, or surface normals.
 MAPS: Final = ResponseWriter[EstimateMapsResponse, MapBody](
-    check_options=_check_map,
-    num_values=lambda answer: sum(array.size for array in answer.maps),
-    entries=lambda answer, options: [
-        _map_entry(options.task, array, options.encoding) for array in answer.maps
+    items=lambda answer, options, media: [
+        (_size(array), {options.task: array}) for array in answer.maps
     ],
-    columns=lambda answer, options: {options.task: answer.maps},
+    num_values=lambda answer: sum(array.size for array in answer.maps),
     png=lambda answer, request, limits: _map_png(answer.maps[0], request.options),
+    rules=lambda options, media: [
+        (
+            media != PNG and vars(options).get("format") is not None,
+            "format",
+            f"format needs Accept: {PNG}. Other media types hold depth in metres, as float32.",
+        )
+    ],
 )
 
 
-def write_json(model: str, entries: list[dict[str, Any]], errors: ItemErrors | None) -> list[Piece]:
+def write_json(
+    model: str, items: Iterable[Item], encoding: Encoding, errors: ItemErrors | None
+) -> list[Piece]:
     """A list with an entry for each item without an error, and the errors unless None."""
-    indices = _good_indices(errors) if errors else count()
-    data = [{"index": i} | e for i, e in zip(indices, entries, strict=False)]
+    data = [
+        {"index": i} | fields | {n: encode_array(a, encoding) for n, a in arrays.items()}
+        for i, (fields, arrays) in zip(_good_indices(errors), items, strict=False)
+    ]
     document: dict[str, Any] = {"object": "list", "model": model, "data": data}
     if errors is not None:
         document["errors"] = _item_errors(errors)
@@ -602,26 +556,27 @@ def write_json(model: str, entries: list[dict[str, Any]], errors: ItemErrors | N
 
 
 def write_safetensors(
-    model: str, columns: Mapping[str, Sequence[Array] | Array], errors: ItemErrors | None
+    model: str,
+    columns: Mapping[str, Sequence[Array]],
+    errors: ItemErrors | None,
+    *,
+    is_split: bool,
 ) -> list[Piece]:
     """A safetensors file with the model, and the errors unless None, in its metadata.
 
-    Each column is stacked, or split into `name.0`, `name.2` by index where shapes differ and where
-    items may have errors. The library would hold the arrays twice more, which for a mask with
-    scores is most of its memory.
+    Each column is stacked. It is split into `name.0`, `name.2` by index with `is_split`, or where
+    shapes differ. The library would hold the arrays twice more, which for a mask with scores is
+    most of its memory.
 
     Source: the format's description in github.com/huggingface/safetensors.
     """
     # The arrays of each tensor, one after the other, and its shape.
     tensors: dict[str, tuple[Sequence[Array], tuple[int, ...]]] = {}
-    for name, column in columns.items():
-        if isinstance(column, np.ndarray):
-            tensors[name] = [column], column.shape
-        elif errors is None and len({array.shape for array in column}) == 1:
-            tensors[name] = column, (len(column), *column[0].shape)
+    for name, arrays in columns.items():
+        if not is_split and len({array.shape for array in arrays}) == 1:
+            tensors[name] = arrays, (len(arrays), *arrays[0].shape)
         else:
-            indices = _good_indices(errors or {})
-            one_each = zip(indices, column, strict=False)
+            one_each = zip(_good_indices(errors), arrays, strict=False)
             tensors |= {f"{name}.{i}": ([array], array.shape) for i, array in one_each}
     metadata = {"model": model}
     if errors is not None:
@@ -634,23 +589,49 @@ def write_safetensors(
         begin, end = end, end + sum(array.nbytes for array in arrays)
         kind = SAFETENSORS_TYPES[arrays[0].dtype.name]
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": (begin, end)}
-        pieces += map(little_endian, arrays)
+        is_small = arrays[0].nbytes < PIECE_BYTES  # of which a text may have thousands
+        pieces += map(_view, [np.stack(arrays)] if is_small else arrays)
     head = orjson.dumps(header)
     head += b" " * (-len(head) % 8)
     return [len(head).to_bytes(8, "little") + head, *pieces]
 
 
-def write_npy(array: Array) -> list[Piece]:
-    """An npy file of one array. `np.save` would hold all its bytes next to the array."""
+def write_npy(columns: Mapping[str, Sequence[Array]], *, is_one: bool) -> list[Piece]:
+    """An npy file: of the one image, or of all items stacked, with the scales of int8 vectors.
+
+    `np.save` would hold all bytes next to the array.
+
+    Raises:
+        InvalidRequest: The arrays have different shapes.
+    """
+    arrays = next(iter(columns.values()))
+    scales = [column for name, column in columns.items() if name.endswith("_scale")]
+    if len({array.shape for array in arrays}) > 1:
+        raise InvalidRequest(
+            "The images have different grids, which one array cannot hold: use fit squash, or "
+            f"accept {SAFETENSORS} (safetensors).",
+            param="fit",
+        )
+    array = arrays[0] if is_one else np.stack(arrays)
+    if scales:
+        array = _scaled_rows(array, np.stack(scales[0]))
     stream = BytesIO()
-    piece = little_endian(array)
-    np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(piece))
-    return [stream.getvalue(), piece]
+    array = little_endian(array)
+    np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
+    return [stream.getvalue(), _view(array)]
 
 
-def _good_indices(errors: ItemErrors) -> "filter[int]":
+def _scaled_rows(rows: Array, scales: Array) -> Array:
+    """Int8 rows and their scales as one array of records `scale`, `values`."""
+    record = np.dtype([("scale", "<f4"), ("values", "i1", rows.shape[-1:])])
+    records = np.empty(scales.shape, record)
+    records["scale"], records["values"] = scales, rows
+    return records
+
+
+def _good_indices(errors: ItemErrors | None) -> Iterator[int]:
     """Indices in the request, from 0, of the items without an error."""
-    return filter(lambda index: index not in errors, count())
+    return (index for index in count() if not errors or index not in errors)
 
 
 def _item_errors(errors: ItemErrors) -> list[dict[str, Any]]:
@@ -660,27 +641,7 @@ def _item_errors(errors: ItemErrors) -> list[dict[str, Any]]:
     ]
 
 
-def _scales(scales: Mapping[str, FloatArray], encoding: Encoding) -> dict[str, Any]:
-    """The scales of int8 vectors by the name of their array; empty for other vectors."""
-    if not scales:
-        return {}
-    return {
-        "scales": {
-            name: encode_array(scale, encoding) if scale.ndim else float(scale)
-            for name, scale in scales.items()
-        }
-    }
-
-
-def scaled_rows(rows: Array, scales: FloatArray) -> Array:
-    """Int8 rows and their scales as one array of records `scale`, `values`."""
-    record = np.dtype([("scale", "<f4"), ("values", "i1", rows.shape[-1:])])
-    records = np.empty(scales.shape, record)
-    records["scale"], records["values"] = scales, rows
-    return records
-
-
-def encode_array(array: NDArray[np.generic], encoding: Encoding) -> Any:
+def encode_array(array: Array, encoding: Encoding) -> Any:
     """An array for `dump_pieces`: nested lists, or base64 with dtype and shape."""
     if encoding == "list":
         # orjson writes arrays itself, with as many digits as the type needs. For arrays of short
@@ -692,11 +653,15 @@ def encode_array(array: NDArray[np.generic], encoding: Encoding) -> Any:
                 rows.write(b"," if rows.tell() else b"[")
                 rows.write(dump(encode_array(row, encoding)))
             rows.write(b"]")
-            return LargeText(rows.getvalue(), PLACE)
+            return rows.getvalue()
         return np.ascontiguousarray(array)
-    text = pybase64.b64encode(little_endian(array).data.cast("B"))
-    data = LargeText(text, b'"%b"' % PLACE) if array.size > MAX_INLINE_VALUES else text.decode()
+    text = pybase64.b64encode(_view(array))
+    data = memoryview(text) if array.size > MAX_INLINE_VALUES else text.decode()
     return {"dtype": array.dtype.name, "shape": array.shape, "data": data}
+
+
+def _view(array: Array) -> memoryview:
+    return little_endian(array).reshape(-1).view(np.uint8).data
 
 
 def little_endian(array: NDArray[Any]) -> NDArray[Any]:
@@ -704,24 +669,18 @@ def little_endian(array: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
 
 
-@dataclass(frozen=True, slots=True)
-class LargeText:
-    """A part of a JSON document that is not copied into it: the text, and what stands there."""
-
-    text: bytes
-    place: bytes
-
-
 def dump_pieces(document: Any) -> list[Piece]:
-    """JSON as `dump` writes it, in pieces: each `LargeText` is one, else it would be held twice."""
-    texts: list[bytes] = []
+    """JSON as `dump` writes it, in pieces: large texts are not copied into it, but stay pieces.
 
-    def leave_out(part: LargeText) -> orjson.Fragment:
-        texts.append(part.text)
-        return orjson.Fragment(part.place)
+    They are bytes with JSON, and views of the bytes of a string.
+    """
+    texts: list[Piece] = []
 
-    options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_DATACLASS
-    frame = orjson.dumps(document, leave_out, options)
+    def leave_out(text: Piece) -> orjson.Fragment:
+        texts.append(text)
+        return orjson.Fragment(PLACE if isinstance(text, bytes) else b'"%b"' % PLACE)
+
+    frame = orjson.dumps(document, leave_out, orjson.OPT_SERIALIZE_NUMPY)
     if not texts:
         return [frame]
     first, *others = frame.split(PLACE)

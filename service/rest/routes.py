@@ -14,7 +14,7 @@ from service.call import current_call
 from service.data_plane import DataPlane
 from service.monitoring.metrics import release
 from service.rest.inputs import Pairs, query_of, read_options
-from service.rest.middleware import READY_PATHS
+from service.rest.middleware import READY_PATH, READY_PATHS
 from service.rest.openapi import ERRORS, ONE_PIXEL, V2_ERRORS, DirectRoute, native_route
 from service.rest.requests import (
     ClassifyImagesBody,
@@ -27,18 +27,16 @@ from service.rest.requests import (
     VisualizeFeaturesBody,
 )
 from service.rest.response_schemas import (
-    ClassifyImagesAnswer,
-    DepthAnswer,
-    EmbedImagesAnswer,
-    EmbedTextsAnswer,
-    Live,
+    ClassificationBody,
+    DepthMap,
+    FeatureMap,
+    ImageEmbedding,
+    ListAnswer,
     ModelCard,
     ModelList,
-    NormalsAnswer,
-    Ready,
-    SegmentImagesAnswer,
-    Version,
-    VisualizeFeaturesAnswer,
+    NormalMap,
+    SegmentationBody,
+    TextEmbedding,
     model_card,
 )
 from service.rest.responses import (
@@ -58,17 +56,7 @@ from service.rest.responses import (
 
 @dataclass(frozen=True, slots=True)
 class NativeRoute:
-    """A capability over REST.
-
-    Attributes:
-        name: Of its method in generated clients.
-        text: What the OpenAPI document says of it.
-        ask: Asks the data plane.
-        body: Fields of its requests.
-        answer: Fields of its answers as JSON.
-        writer: Writes its answers.
-        example: A request.
-    """
+    """A capability over REST: what the document says of it, and how it is answered."""
 
     name: str
     text: str
@@ -86,7 +74,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
         "Global embeddings of images, and one embedding for each patch.",
         DataPlane.embed_images,
         EmbedImagesBody,
-        EmbedImagesAnswer,
+        ListAnswer[ImageEmbedding],
         IMAGE_EMBEDDINGS,
         {"images": [ONE_PIXEL, "bm8gcGljdHVyZQ=="], "outputs": ["cls1", "cls2"], "partial": True},
     ),
@@ -95,7 +83,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
         "Masks of the named classes: k for the k-th class, 0 for background.",
         DataPlane.segment_images,
         SegmentImagesBody,
-        SegmentImagesAnswer,
+        ListAnswer[SegmentationBody],
         MASKS,
         {"image": ONE_PIXEL, "classes": CLASS_NAMES, "mode": "slide", "format": "rle"},
     ),
@@ -104,7 +92,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
         "The named classes of images with their probabilities, the best first.",
         DataPlane.classify_images,
         ClassifyImagesBody,
-        ClassifyImagesAnswer,
+        ListAnswer[ClassificationBody],
         CLASSES,
         {"image": ONE_PIXEL, "classes": CLASS_NAMES, "top_k": 2},
     ),
@@ -113,7 +101,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
         "Patch embeddings as colours, as one component, or as groups.",
         DataPlane.visualize_features,
         VisualizeFeaturesBody,
-        VisualizeFeaturesAnswer,
+        ListAnswer[FeatureMap],
         FEATURES,
         {"images": [ONE_PIXEL, ONE_PIXEL], "kind": "groups", "group_count": 3, "scope": "request"},
     ),
@@ -122,7 +110,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
         "The distance of every pixel, in metres.",
         DataPlane.estimate_maps,
         DepthBody,
-        DepthAnswer,
+        ListAnswer[DepthMap],
         MAPS,
         {"image": ONE_PIXEL, "size": "image"},
     ),
@@ -131,7 +119,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
         "The direction of the surface at every pixel: a unit vector.",
         DataPlane.estimate_maps,
         NormalsBody,
-        NormalsAnswer,
+        ListAnswer[NormalMap],
         MAPS,
         {"image": ONE_PIXEL, "size": "image"},
     ),
@@ -140,7 +128,7 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
         "Embeddings of texts, averaged over prompt templates if there are any.",
         DataPlane.embed_texts,
         EmbedTextsBody,
-        EmbedTextsAnswer,
+        ListAnswer[TextEmbedding],
         TEXT_EMBEDDINGS,
         {"texts": ["dog", "the sea at night"], "templates": "tcl"},
     ),
@@ -174,30 +162,26 @@ async def answer_native(
 def build_native_router(plane: DataPlane) -> APIRouter:
     """The native routes over a data plane."""
     router = APIRouter(route_class=DirectRoute)
+
+    def handler(native: NativeRoute) -> Callable[[Request], Awaitable[Response]]:
+        async def route(request: Request) -> Response:
+            return await answer_native(native, request, plane, query_of(request))
+
+        return route
+
     for path, native in NATIVE.items():
-        _add_native(router, plane, path, native)
+        media_types = native.writer.media_types
+        described = native_route(native.body, native.answer, media_types, native.example)
+        tag = path.split("/")[2].partition(":")[0]
+        add = router.post(path, name=native.name, description=native.text, tags=[tag], **described)
+        add(handler(native))
     return router
-
-
-def _add_native(router: APIRouter, plane: DataPlane, path: str, native: NativeRoute) -> None:
-    async def route(request: Request) -> Response:
-        return await answer_native(native, request, plane, query_of(request))
-
-    media_types, example = native.writer.media_types, native.example
-    described = native_route(native.body, native.answer, media_types, example)
-    tag = path.split("/")[2].partition(":")[0]
-    router.post(path, name=native.name, description=native.text, tags=[tag], **described)(route)
 
 
 def build_state_router(plane: DataPlane) -> APIRouter:
     """The routes that describe the models and the server."""
     router = APIRouter()
-    _add_models(router, plane)
-    _add_health(router, plane)
-    return router
 
-
-def _add_models(router: APIRouter, plane: DataPlane) -> None:
     @router.get("/v1/models", tags=["models"], responses=ERRORS)
     async def list_models(request: Request) -> ModelList:
         """The served models, the default model first."""
@@ -211,27 +195,22 @@ def _add_models(router: APIRouter, plane: DataPlane) -> None:
         return model_card(plane.get_model(model_id))
 
     @router.get("/version", tags=["models"], responses=ERRORS)
-    async def version() -> Version:
+    async def version() -> dict[str, str]:
         """The version of this server."""
-        return Version(version=release())
+        return {"version": release()}
 
-
-def _add_health(router: APIRouter, plane: DataPlane) -> None:
     @router.get("/v2/health/live", tags=["health"], responses=V2_ERRORS)
-    async def check_live() -> Live:
+    async def check_live() -> dict[str, bool]:
         """Liveness: the process responds, and its device has computed a batch recently."""
         plane.check_live()
-        return Live()
+        return {"live": True}
 
-    @router.get("/v2/health/ready", tags=["health"], responses=V2_ERRORS)
-    async def check_ready() -> Ready:
+    async def check_ready() -> dict[str, bool]:
         """Readiness: the warm-up is done, the drain has not begun, and the device is healthy."""
         plane.check_ready()
-        return Ready()
+        return {"ready": True}
 
-    async def health() -> Ready:
-        """Readiness, as `/v2/health/ready`."""
-        return await check_ready()
-
-    for path in READY_PATHS:  # the name is that of the method in generated clients
-        router.get(path, name=path[1:], tags=["health"], responses=ERRORS)(health)
+    for path in (READY_PATH, *READY_PATHS):  # the name is that of the method in generated clients
+        name, errors = ("check_ready", V2_ERRORS) if path == READY_PATH else (path[1:], ERRORS)
+        router.get(path, name=name, tags=["health"], responses=errors)(check_ready)
+    return router

@@ -62,7 +62,7 @@ def embedded(*rows: dict[str, NDArray[Any]], kind: Any = "float32", **more: Any)
 
 def joined(pieces: Sequence[responses.Piece]) -> bytes:
     """The whole body."""
-    return b"".join(p if isinstance(p, bytes) else p.tobytes() for p in pieces)
+    return b"".join(pieces)
 
 
 class Form:
@@ -97,17 +97,29 @@ class Form:
 
 
 EMBED = Form(
-    responses.IMAGE_EMBEDDINGS, response_schemas.EmbedImagesAnswer, requests.EmbedImagesBody()
+    responses.IMAGE_EMBEDDINGS,
+    response_schemas.ListAnswer[response_schemas.ImageEmbedding],
+    requests.EmbedImagesBody(),
 )
-MASKS = Form(responses.MASKS, response_schemas.SegmentImagesAnswer, requests.SegmentImagesBody())
-DEPTH = Form(responses.MAPS, response_schemas.DepthAnswer, requests.DepthBody())
-NORMALS = Form(responses.MAPS, response_schemas.NormalsAnswer, requests.NormalsBody())
+MASKS = Form(
+    responses.MASKS,
+    response_schemas.ListAnswer[response_schemas.SegmentationBody],
+    requests.SegmentImagesBody(),
+)
+DEPTH = Form(
+    responses.MAPS, response_schemas.ListAnswer[response_schemas.DepthMap], requests.DepthBody()
+)
+NORMALS = Form(
+    responses.MAPS, response_schemas.ListAnswer[response_schemas.NormalMap], requests.NormalsBody()
+)
 CLASSES = Form(
-    responses.CLASSES, response_schemas.ClassifyImagesAnswer, requests.ClassifyImagesBody()
+    responses.CLASSES,
+    response_schemas.ListAnswer[response_schemas.ClassificationBody],
+    requests.ClassifyImagesBody(),
 )
 VIEWS = Form(
     responses.FEATURES,
-    response_schemas.VisualizeFeaturesAnswer,
+    response_schemas.ListAnswer[response_schemas.FeatureMap],
     requests.VisualizeFeaturesBody(kind="groups"),
 )
 

@@ -53,6 +53,13 @@ PALETTE: Final = _table(CLASSES)
 COLOUR_SCALE: Final = _table(SCALE)
 
 
+def levels_between(values: NDArray[np.float32], first: float, last: float) -> NDArray[np.uint8]:
+    """Levels of values, such as indices of `COLOUR_SCALE`: 0 for `first` to 255 for `last`."""
+    factor = np.float32(255 / (last - first) if first != last else 0)
+    levels: NDArray[np.float32] = np.rint((values - np.float32(first)) * factor)
+    return levels.astype(np.uint8)
+
+
 def class_color(label: int) -> str:
     """Colour of a class as `#rrggbb`; colours repeat after 255 classes."""
     return "#" + bytes(PALETTE[(label - 1) % MAX_PALETTE_CLASSES + 1]).hex()

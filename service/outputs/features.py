@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from model.outlines import outline
 from model.segmentation import bilinear_matrix, label_pixels
 from service.messages import FeatureKind, FloatArray, VisualizeFeaturesRequest
-from service.outputs.colours import COLOUR_SCALE
+from service.outputs.colours import COLOUR_SCALE, levels_between
 from service.outputs.maps import SMOOTH
 from service.outputs.masks import encode_mask_png
-from service.outputs.png import BAND_PIXELS, ColourType, write_png
+from service.outputs.png import BAND_PIXELS, write_png
 
 # From embeddings [N, D] to values [N, C].
 Projection = Callable[[FloatArray], FloatArray]
@@ -98,15 +98,13 @@ def encode_view_png(features: NDArray[Any], kind: FeatureKind) -> bytes:
     """Encode colours as RGB, a component from dark violet to pale yellow, groups as a mask."""
     if kind == "groups":
         return encode_mask_png(features)
-    is_component = kind == "component"
-
-    def levels(rows: slice) -> NDArray[np.uint8]:
-        share: FloatArray = 1 - features[rows] if is_component else features[rows]
-        return np.rint(share * 255).astype(np.uint8)
-
-    colour_type = ColourType.PALETTE if is_component else ColourType.RGB
-    palette = COLOUR_SCALE.tobytes() if is_component else b""
-    return write_png(features.shape[:2], levels, colour_type, palette, strategy=SMOOTH)
+    ends, palette = ((1, 0), COLOUR_SCALE.tobytes()) if kind == "component" else ((0, 1), b"")
+    return write_png(
+        features.shape[:2],
+        lambda rows: levels_between(features[rows], *ends),
+        palette,
+        strategy=SMOOTH,
+    )
 
 
 def fit_components(features_ND: FloatArray, count: int) -> Projection:

@@ -41,8 +41,8 @@ from service.messages import (
     Segmentation,
     SegmentImagesRequest,
 )
-from service.outputs.colours import COLOUR_SCALE, MAX_PALETTE_CLASSES, PALETTE
-from service.outputs.png import ColourType, write_png
+from service.outputs.colours import COLOUR_SCALE, MAX_PALETTE_CLASSES, PALETTE, levels_between
+from service.outputs.png import write_png
 from service.outputs.regions import (
     class_probabilities,
     class_scores,
@@ -141,17 +141,12 @@ def class_embeddings(
     vectors_VD, sizes = average_groups(text_PD, means), [g.num_vectors for g in groups]
     if words is None:
         return PooledClasses(vectors_VD, sizes)
-    parts, begin, num_taken = [], 0, 0
+    parts = np.split(vectors_VD, np.cumsum(sizes)[:-1])
     for k, group in enumerate(groups):
         # A class that is given by its name has one vector.
-        wider_VD = None if group.name is None else words.widen(group.name, vectors_VD[begin])
-        if wider_VD is not None:
-            parts += [vectors_VD[num_taken:begin], wider_VD]
-            sizes[k], num_taken = len(wider_VD), begin + 1
-        begin += group.num_vectors
-    if parts:
-        vectors_VD = np.concatenate([*parts, vectors_VD[num_taken:]])
-    return PooledClasses(vectors_VD, sizes)
+        wider_VD = None if group.name is None else words.widen(group.name, parts[k][0])
+        parts[k] = parts[k] if wider_VD is None else wider_VD
+    return PooledClasses(np.concatenate(parts), [len(part_VD) for part_VD in parts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,17 +310,13 @@ def encode_mask_png(labels_HW: Labels) -> bytes:
     """
     if labels_HW.dtype != np.uint8 and labels_HW.max(initial=0) > MAX_PALETTE_CLASSES:
         raise ValueError(f"a palette holds at most {MAX_PALETTE_CLASSES} classes")
-    return write_png(
-        labels_HW.shape,
-        lambda rows: labels_HW[rows].astype(np.uint8, copy=False),
-        ColourType.PALETTE,
-        PALETTE.tobytes(),
-    )
+    size_hw, colours = labels_HW.shape, PALETTE.tobytes()
+    return write_png(size_hw, lambda rows: labels_HW[rows].astype(np.uint8, copy=False), colours)
 
 
 def encode_labels_png(labels_HW: Labels) -> bytes:
     """Encode a grey PNG whose pixel values are the labels: 8 bits if they suffice, else 16."""
-    return write_png(labels_HW.shape, lambda rows: labels_HW[rows], ColourType.GREY)
+    return write_png(labels_HW.shape, lambda rows: labels_HW[rows])
 
 
 def encode_overlay_png(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> bytes:
@@ -343,17 +334,21 @@ def encode_overlay_png(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> byte
         if labels_hW.dtype != np.uint8:
             repeated_hW = (labels_hW - 1) % MAX_PALETTE_CLASSES + 1
             index_hW = np.where(labels_hW, repeated_hW, 0).astype(np.uint8)
-        colours = Image.fromarray(index_hW)
-        colours.putpalette(PALETTE.tobytes())
-        image = Image.fromarray(pixels_HW3[rows])
-        painted = colours.convert("RGB")
+        image, painted = Image.fromarray(pixels_HW3[rows]), _painted(index_hW, PALETTE)
         blended = Image.blend(image, painted, TINT)
         blended.paste(image, mask=Image.fromarray(labels_hW == 0))
         outline_hW = _near_edge(labels_HW, rows) & (labels_hW > 0)
         blended.paste(painted, mask=Image.fromarray(outline_hW))
         return np.asarray(blended)
 
-    return write_png(labels_HW.shape, mixed, ColourType.RGB)
+    return write_png(labels_HW.shape, mixed)
+
+
+def _painted(index_hW: NDArray[np.unsignedinteger], palette: NDArray[np.uint8]) -> Image.Image:
+    """Colours of a palette; Pillow looks them up several times faster than NumPy."""
+    image = Image.fromarray(index_hW)
+    image.putpalette(palette.tobytes())
+    return image.convert("RGB")
 
 
 def _near_edge(labels_HW: Labels, rows: slice) -> NDArray[np.bool_]:
@@ -375,16 +370,12 @@ def encode_heatmap_png(cosine_HW: FloatArray, pixels_HW3: NDArray[np.uint8]) -> 
     From dark violet for the image's least cosine to pale yellow for its largest.
     """
     least, largest = cosine_HW.min(), cosine_HW.max()
-    step = (largest - least) / (len(COLOUR_SCALE) - 1) or np.float32(1)
 
     def mixed(rows: slice) -> NDArray[np.uint8]:
-        index_hW = np.rint((largest - cosine_HW[rows]) / step).astype(np.uint8)
-        colours = Image.fromarray(index_hW)
-        colours.putpalette(COLOUR_SCALE.tobytes())
-        image = Image.fromarray(pixels_HW3[rows])
-        return np.asarray(Image.blend(image, colours.convert("RGB"), HEATMAP_OPACITY))
+        painted = _painted(levels_between(cosine_HW[rows], largest, least), COLOUR_SCALE)
+        return np.asarray(Image.blend(Image.fromarray(pixels_HW3[rows]), painted, HEATMAP_OPACITY))
 
-    return write_png(cosine_HW.shape, mixed, ColourType.RGB)
+    return write_png(cosine_HW.shape, mixed)
 
 
 def encode_npy(array: NDArray[np.generic]) -> bytes:

@@ -6,7 +6,6 @@ Shape legend: H W pixels, B bytes of a row.
 import struct
 import zlib
 from collections.abc import Callable
-from enum import IntEnum
 from typing import Final
 
 import numpy as np
@@ -14,24 +13,17 @@ from numpy.typing import NDArray
 
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 UP_FILTER: Final = 2
+# Colour types of the header.
+GREY, RGB, PALETTE = 0, 2, 3
 # Pixels that are made and compressed at once.
 BAND_PIXELS: Final = 512 * 1024
 Samples = NDArray[np.uint8] | NDArray[np.uint16]
 
 
-class ColourType(IntEnum):
-    """Colour type of the PNG header."""
-
-    GREY = 0
-    RGB = 2
-    PALETTE = 3
-
-
 def write_png(
     size_hw: tuple[int, int],
     samples_of: Callable[[slice], Samples],
-    colour_type: ColourType,
-    colours: bytes = b"",
+    palette: bytes = b"",
     *,
     strategy: int = zlib.Z_RLE,
 ) -> bytes:
@@ -44,19 +36,19 @@ def write_png(
     Args:
         size_hw: Height and width.
         samples_of: Samples of some rows, uint8 or uint16, [h, W] or for RGB [h, W, 3].
-        colour_type: Colour type of the header.
-        colours: RGB of each value, for a palette.
+        palette: RGB of each value; empty for grey and for RGB samples.
         strategy: Compression strategy of zlib.
     """
     height, width = size_hw
     packer = zlib.compressobj(1, strategy=strategy)
     packed = []
     above_B: NDArray[np.uint8] | int = 0
-    num_bits = 8
+    num_bits, colour_type = 8, PALETTE
     num_rows = max(1, BAND_PIXELS // width)
     for top in range(0, height, num_rows):
         samples = samples_of(slice(top, top + num_rows))
         num_bits = 8 * samples.dtype.itemsize
+        colour_type = PALETTE if palette else RGB if samples.ndim == 3 else GREY
         big_endian = np.ascontiguousarray(samples, dtype=samples.dtype.newbyteorder(">"))
         samples_HB = big_endian.reshape(len(samples), -1).view(np.uint8)
         rows = np.empty((len(samples), samples_HB.shape[1] + 1), np.uint8)
@@ -67,7 +59,7 @@ def write_png(
         packed.append(packer.compress(rows.data))
     packed.append(packer.flush())
     header = struct.pack(">IIBBBBB", width, height, num_bits, colour_type, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"PLTE", colours), (b"IDAT", b"".join(packed)), (b"IEND", b"")]
+    chunks = [(b"IHDR", header), (b"PLTE", palette), (b"IDAT", b"".join(packed)), (b"IEND", b"")]
     written = (_chunk(name, data) for name, data in chunks if data or name == b"IEND")
     return SIGNATURE + b"".join(written)
 

@@ -63,19 +63,13 @@ class Engine:
             items: Read one by one, a little ahead.
         """
         in_flight: deque[tuple[T, Future[R]]] = deque()
-
-        def first() -> tuple[T, Future[R]]:
-            item, future = in_flight.popleft()
-            future.exception()  # waits
-            return item, future
-
         try:
             for item in items:
                 if len(in_flight) >= self._window:
-                    yield first()
+                    yield _finished(in_flight.popleft())
                 in_flight.append((item, self._threads.submit(ask, item)))
             while in_flight:
-                yield first()
+                yield _finished(in_flight.popleft())
         finally:
             for _, future in in_flight:
                 future.cancel()
@@ -91,6 +85,11 @@ class Engine:
         raise UserError(f"No model {name!r} is served. Served models: {names}.")
 
 
+def _finished(asked: tuple[T, "Future[R]"]) -> tuple[T, "Future[R]"]:
+    asked[1].exception()  # waits
+    return asked
+
+
 def describe(model: ModelInfo) -> dict[str, object]:
     """What commands and reports say about a model."""
     named = {name: getattr(model, name) for name in DESCRIBED}
@@ -98,37 +97,35 @@ def describe(model: ModelInfo) -> dict[str, object]:
 
 
 def connect(url: str, api_key: str | None) -> Engine:
-    """Connect to a server."""
+    """Connect to a server.
+
+    Raises:
+        UserError: The URL or the key is invalid.
+    """
+    numbers = itertools.count(1)
+
+    def explain(error: TipserveError, _: float) -> None:
+        """Explain a pause once, but not the first retry, which is usual on a busy server."""
+        number = next(numbers)
+        if error.code == "unreachable" and not engine.is_reached:
+            if number >= FIRST_ATTEMPTS:
+                raise error
+        elif number == 2:
+            logger.warning("%s: %s Retrying, at most %s attempts.", url, error, MAX_ATTEMPTS)
+
     retry = Retry(
         max_attempts=MAX_ATTEMPTS,
         first_pause_s=0.4,
         max_pause_s=30.0,
         # A busy server stops at its own limit, which is shorter than ours.
         retry_deadline_exceeded=True,
-        on_retry=lambda error, _: explain(error),
+        on_retry=explain,
     )
     try:
-        client = Client(url, api_key=api_key, timeout_s=TIMEOUT_S, retry=retry)
+        engine = Engine(Client(url, api_key=api_key, timeout_s=TIMEOUT_S, retry=retry), WINDOW, url)
     except ValueError as error:
         raise UserError(f"--url: {error}.") from error
-    engine = Engine(client, WINDOW, url)
-    explain = _warning(engine)
     return engine
-
-
-def _warning(engine: Engine) -> Callable[[TipserveError], None]:
-    """Explains a pause once, but not for the first retry, which is usual on a busy server."""
-    numbers = itertools.count(1)
-
-    def explain(error: TipserveError) -> None:
-        number = next(numbers)
-        if error.code == "unreachable" and not engine.is_reached:
-            if number >= FIRST_ATTEMPTS:
-                raise error
-        elif number == 2:
-            logger.warning("%s: %s Retrying, at most %s attempts.", engine.url, error, MAX_ATTEMPTS)
-
-    return explain
 
 
 def refuses_image(error: TipserveError) -> bool:

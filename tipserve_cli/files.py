@@ -36,14 +36,9 @@ def read_lines(file: Path) -> list[str]:
     return lines
 
 
-def is_pipe(output: Path) -> bool:
-    """Whether the output is standard output."""
-    return str(output) == "-"
-
-
 def write_output(output: Path, content: bytes) -> None:
     """Write a file whole, or to standard output for `-`."""
-    if is_pipe(output):
+    if str(output) == "-":
         sys.stdout.buffer.write(content)
         sys.stdout.flush()
     else:
@@ -73,7 +68,7 @@ def check_output(
         purpose: What the suffixes are for; begins with a space.
         piped: The suffix of what is written to standard output, if it can be.
     """
-    if piped is not None and is_pipe(output):
+    if piped is not None and str(output) == "-":
         return piped
     suffix = output.suffix.lower()
     if suffix not in suffixes:

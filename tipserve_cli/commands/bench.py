@@ -54,13 +54,13 @@ def run(
         raise UserError("--url: name a running server, such as http://localhost:8000.")
     body = _image() if image is None else read_image(str(image))
     key = server.read_key()
-    options: Any = {
-        "base_url": server.url,
-        "headers": {} if key is None else {"Authorization": f"Bearer {key}"},
-        "timeout": TIMEOUT_S,
-        "limits": httpx.Limits(max_connections=concurrency),
-    }
-    with httpx.Client(**options) as client, ThreadPoolExecutor(concurrency) as threads:
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    limits = httpx.Limits(max_connections=concurrency)
+    options: Any = {"headers": headers, "limits": limits, "timeout": TIMEOUT_S}
+    with (
+        httpx.Client(base_url=str(server.url), **options) as client,
+        ThreadPoolExecutor(concurrency) as threads,
+    ):
         _ask(client, body, time.monotonic())  # opens a connection
         began = time.monotonic()
         asked = [threads.submit(_ask, client, body, began + seconds) for _ in range(concurrency)]

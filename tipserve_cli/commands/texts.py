@@ -11,7 +11,7 @@ import numpy as np
 from cyclopts import Parameter
 
 from tipserve_cli.engine import UserError
-from tipserve_cli.files import check_output, is_pipe, read_lines, write_output
+from tipserve_cli.files import check_output, read_lines, write_output
 from tipserve_cli.model_options import (
     OUTPUT_OR_PIPE,
     Input,
@@ -75,25 +75,20 @@ def run(
         found = [engine.client.embed_texts(part, **asked) for part in parts]
     content = _encode(suffix, texts, np.concatenate(found))
     write_output(output, content)
-    if not is_pipe(output):
+    if str(output) != "-":
         print(f"{output}: {len(texts)} texts")
     return DONE
 
 
 def _encode(suffix: str, texts: Sequence[str], vectors_TD: FloatArray) -> bytes:
     stream = io.BytesIO()
-    if suffix == ".npy":
-        np.save(stream, vectors_TD, allow_pickle=False)
-    elif suffix == ".parquet":
-        _write_parquet(stream, texts, vectors_TD)
-    else:
+    if suffix == ".json":
         pairs = zip(texts, vectors_TD.tolist(), strict=True)
         rows = [json.dumps({"text": text, "embedding": vector}) for text, vector in pairs]
         return ("[" + ",\n".join(rows) + "]\n").encode()
-    return stream.getvalue()
-
-
-def _write_parquet(stream: io.BytesIO, texts: Sequence[str], vectors_TD: FloatArray) -> None:
+    if suffix == ".npy":
+        np.save(stream, vectors_TD, allow_pickle=False)
+        return stream.getvalue()
     # Imported here, because they are of the extra `cli`, which other formats do not need.
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
@@ -101,3 +96,4 @@ def _write_parquet(stream: io.BytesIO, texts: Sequence[str], vectors_TD: FloatAr
     flat = pa.array(vectors_TD.reshape(-1))
     vectors = pa.FixedSizeListArray.from_arrays(flat, vectors_TD.shape[1])
     pq.write_table(pa.table({"text": pa.array(texts, pa.string()), "embedding": vectors}), stream)
+    return stream.getvalue()

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from model.labelled.sets import ImageSource, SetError
 from tipserve_cli.engine import Engine, UserError, reason_of, refuses_image
 from tipserve_client import Client, ModelInfo, TipserveError
-from tipserve_client.results import FloatArray, Segmentation
+from tipserve_client.results import FloatArray
 
 FILE: Final = "answers.sqlite"
 TEXTS_AT_ONCE: Final = 256
@@ -47,23 +47,20 @@ class Question:
     def ask(self, client: Client, image: bytes, model: str | None) -> Array:
         """The answer for an image."""
         asked: dict[str, Any] = {**self.options, "model": model}
+        found: Any
         if self.about == "embedding":
             (found,) = client.embed_images(image, **asked)
-            vector: Array = getattr(found, asked["outputs"])
-            return vector
+            return np.asarray(getattr(found, asked["outputs"]))
         if self.about in {"depth", "normals"}:
-            drawn: Array
-            (drawn,) = (client.depth if self.about == "depth" else client.normals)(image, **asked)
-            return drawn
-        mask: Segmentation
-        if self.about == "scored mask":
-            (mask,) = client.segment(image, self.classes, include_scores=True, **asked)
-            scored: list[Any] = [mask.labels, mask.scores]
-            return np.stack(scored).astype(np.float16)
-        (mask,) = client.segment(image, self.classes, **asked)
+            (found,) = (client.depth if self.about == "depth" else client.normals)(image, **asked)
+            return np.asarray(found)
+        is_scored = self.about == "scored mask"
+        (found,) = client.segment(image, self.classes, include_scores=is_scored, **asked)
+        if is_scored:
+            return np.stack([found.labels, found.scores]).astype(np.float16)
         if self.about == "mask":
-            return mask.labels
-        return np.array([one.name for one in mask.classes])
+            return np.asarray(found.labels)
+        return np.array([one.name for one in found.classes])
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +90,22 @@ class Answers:
         self, images: Sequence[ImageSource], questions: Sequence[Sequence[Question]]
     ) -> Iterator[list[Array]]:
         """For each image in order the answers to its own questions."""
-        Item = tuple[ImageSource, bytes, Sequence[Question], list[str], list[Array | None]]
+        Known = list[tuple[Question, str, Array | None]]
 
-        def items() -> Iterator[Item]:
+        def items() -> Iterator[tuple[ImageSource, bytes, Known]]:
             for image, asked in zip(images, questions, strict=True):
                 content = image.read()
                 keys = [self._key(question, content) for question in asked]
-                yield image, content, asked, keys, [self._find(key) for key in keys]
+                yield image, content, list(zip(asked, keys, map(self._find, keys), strict=True))
 
-        def ask(item: Item) -> list[Array]:
-            image, content, asked, _, found = item
+        def ask(item: tuple[ImageSource, bytes, Known]) -> list[Array]:
+            image, content, known = item
             try:
                 return [
                     question.ask(self.engine.client, content, self.served_name)
-                    if known is None
-                    else known
-                    for question, known in zip(asked, found, strict=True)
+                    if array is None
+                    else array
+                    for question, _, array in known
                 ]
             except TipserveError as error:
                 if not refuses_image(error):
@@ -117,10 +114,10 @@ class Answers:
                 raise SetError(f"{image}: {reason} Remove it from the set.") from error
 
         with closing(self.engine.in_order(ask, items())) as answered:
-            for (_, _, _, keys, found), future in answered:
+            for (_, _, known), future in answered:
                 arrays = future.result()
-                for key, known, array in zip(keys, found, arrays, strict=True):
-                    if known is None:
+                for (_, key, before), array in zip(known, arrays, strict=True):
+                    if before is None:
                         self._store(key, array)
                 self.advance()
                 yield arrays
@@ -155,11 +152,11 @@ class Answers:
         return hashlib.sha256(text.encode() + hashlib.sha256(image).digest()).hexdigest()
 
     def _find(self, key: str) -> Array | None:
-        row = self.stored.execute("SELECT array FROM answers WHERE key = ?", (key,)).fetchone()
-        if row is None:
-            return None
-        array: Array = np.load(BytesIO(zlib.decompress(row[0])), allow_pickle=False)
-        return array
+        found = self.stored.execute("SELECT array FROM answers WHERE key = ?", (key,))
+        for (packed,) in found:
+            array: Array = np.load(BytesIO(zlib.decompress(packed)), allow_pickle=False)
+            return array
+        return None
 
     def _store(self, key: str, array: Array) -> None:
         stream = BytesIO()

@@ -65,25 +65,17 @@ def entries_of(results: Sequence[Result], earlier: Earlier | None) -> list[Score
     entries = []
     for result in results:
         for score in result.scores:
-            entries.append(_entry(result, score, MODEL, score.interval()))
+            rows: dict[str, Interval | float | None] = {MODEL: score.interval()}
             if earlier is not None:
-                gain = score.interval(earlier.of(result, score))
-                entries.append(_entry(result, score, GAIN, gain))
-            if score.chance is not None:
-                entries.append(_entry(result, score, CHANCE, score.chance))
+                rows[GAIN] = score.interval(earlier.of(result, score))
+            rows[CHANCE] = score.chance
+            for row, value in rows.items():
+                if value is not None:
+                    numbers = {"value": value} if isinstance(value, float) else asdict(value)
+                    named = {"task": result.task, "split": result.split, "metric": score.metric}
+                    rounded = {key: round(number, 4) for key, number in numbers.items()}
+                    entries.append(ScoreEntry(**named, row=row, count=len(score.counts), **rounded))
     return entries
-
-
-def _entry(result: Result, score: Score, row: str, value: Interval | float) -> ScoreEntry:
-    numbers: dict[str, float] = {"value": value} if isinstance(value, float) else asdict(value)
-    return ScoreEntry(
-        task=result.task,
-        split=result.split,
-        row=row,
-        metric=score.metric,
-        count=len(score.counts),
-        **{key: round(number, 4) for key, number in numbers.items()},
-    )
 
 
 def _digest(result: Result) -> str:

@@ -8,8 +8,8 @@ import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,26 +17,7 @@ from numpy.typing import NDArray
 from model.dense_maps import MapTask
 from model.labelled import sets
 from model.labelled.polygons import read_polygons
-from model.labelled.sets import (
-    BACKGROUND_NAME,
-    CLASSIFICATION,
-    DEPTH,
-    INSTANCES,
-    NORMALS,
-    OWN_SEGMENTATION,
-    RETRIEVAL,
-    SEGMENTATION,
-    CaptionedSet,
-    DepthSet,
-    ImageSource,
-    InstanceSet,
-    LabelledSet,
-    NormalSet,
-    Published,
-    SegmentationSet,
-    SetError,
-    Split,
-)
+from model.labelled.sets import BACKGROUND_NAME, SegmentationSet, SetError, Split
 from model.scores.bootstrap import Interval, bootstrap
 from model.scores.maps import angles, depth_scores
 from model.scores.pixels import NO_CLASS, Pixels, count_pixels
@@ -60,6 +41,7 @@ _MASK_OPTIONS: Final = (
     "background_threshold",
 )  # fmt: skip
 Floats = NDArray[np.float64]
+MaskQuestion = Literal["mask", "scored mask"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +62,7 @@ class Sums:
     def mean(self, weights_RS: Floats) -> Floats:
         """Mean of the terms [R], with examples weighted by each row."""
         # A resample of few images may have no pixel that counts.
-        count_R = np.maximum(weights_RS @ self.count_S, 1)
-        values_R: Floats = (weights_RS @ self.sum_S) / count_R
+        values_R: Floats = (weights_RS @ self.sum_S) / np.maximum(weights_RS @ self.count_S, 1)
         return values_R
 
     def share(self, weights_RS: Floats) -> Floats:
@@ -90,8 +71,7 @@ class Sums:
 
     def root(self, weights_RS: Floats) -> Floats:
         """Root of the mean [R], where the terms are squares."""
-        values_R: Floats = np.sqrt(self.mean(weights_RS))
-        return values_R
+        return self.mean(weights_RS) ** 0.5
 
 
 Counts = Sums | Pixels
@@ -130,7 +110,7 @@ class ShownMask:
         called_HW: Predicted classes.
     """
 
-    image: ImageSource
+    image: sets.ImageSource
     miou: float
     truth_HW: NDArray[np.int64]
     called_HW: NDArray[np.int64]
@@ -160,35 +140,47 @@ class Result:
     scores: Sequence[Score]
     names: Sequence[str] = ()
     confusion_KK: NDArray[np.int64] | None = None
-    published: Sequence[Published] = ()
-    shown: Sequence[ShownMask] = field(default_factory=tuple)
+    published: Sequence[sets.Published] = ()
+    shown: Sequence[ShownMask] = ()
     truth: str = ""
 
 
-def _about_masks(options: EvaluateOptions, names: Sequence[str]) -> Question:
+def _result(
+    task: str, given: Any, options: Mapping[str, Any], scores: Sequence[Score], **more: Any
+) -> Result:
+    """The result of a set; its examples are the images."""
+    more.setdefault("examples", [image.label for image in given.images])
+    published = [one for one in given.published if one.task == task]
+    named = {"task": task, "split": given.name, "options": options}
+    return Result(**named, scores=scores, published=published, **more)
+
+
+def _prompted(options: EvaluateOptions, names: Sequence[str]) -> tuple[str, ...]:
+    """The classes that the model is asked for: the names that it compares patches with."""
+    if options.classes is not None:
+        return (options.classes,)
+    is_all = options.finds_no_background
+    return tuple(name for name in names if is_all or name != BACKGROUND_NAME)
+
+
+def _about_masks(
+    options: EvaluateOptions, names: Sequence[str], about: MaskQuestion = "mask"
+) -> Question:
     """The question of segmentation; `background` is no class if there is a threshold."""
     asked = {name: getattr(options, name) for name in (*_MASK_OPTIONS, "fit")}
     asked["templates"] = options.sentences
-    return Question(about="mask", options=asked, classes=tuple(_prompted(options, names)))
+    return Question(about=about, options=asked, classes=_prompted(options, names))
 
 
-def _prompted(options: EvaluateOptions, names: Sequence[str]) -> list[str]:
-    """The classes that the model is asked for: the names that it compares patches with."""
-    if options.classes is not None:
-        return [options.classes]
-    is_all = options.finds_no_background
-    return [name for name in names if is_all or name != BACKGROUND_NAME]
-
-
-def _about_images(options: EvaluateOptions) -> Question:
-    """The question of all other tasks."""
+def _embedded(given: sets.ImageSet, answers: Answers, options: EvaluateOptions) -> FloatArray:
+    """Embeddings of the images [B, D]."""
     asked = {"outputs": options.embedding, "resolution": options.resolution}
-    return Question(about="embedding", options=asked)
+    return answers.embed(given.images, Question(about="embedding", options=asked))
 
 
 def _shown(options: EvaluateOptions, *names: str) -> dict[str, Any]:
     """Options for a report, without those that are not given."""
-    given = {name: getattr(options, name) for name in names}
+    given = {name: getattr(options, name) for name in names or ("embedding", "resolution")}
     if "templates" in given:
         given["templates"] = options.sentences
     return {name: value for name, value in given.items() if value is not None}
@@ -204,9 +196,9 @@ def score_segmentation(
     question = _about_masks(options, given.names)
     number_of = {name: number for number, name in enumerate(given.names)}
     if options.classes is None:
-        task, labels = SEGMENTATION, tuple(_prompted(options, given.names))
+        task, labels = sets.SEGMENTATION, question.classes
     else:
-        task, labels = OWN_SEGMENTATION, answers.classes_of(given.images[0], question)
+        task, labels = sets.OWN_SEGMENTATION, answers.classes_of(given.images[0], question)
         unknown = [name for name in given.names if name not in labels]
         if unknown:
             raise SetError(
@@ -245,7 +237,7 @@ def _further_questions(given: SegmentationSet, options: EvaluateOptions) -> list
         shown, of_objects = objects.names_of(index)
         own = [_about_masks(options, shown)] if shown else []
         if has_objects:
-            own.append(replace(_about_masks(options, of_objects), about="scored mask"))
+            own.append(_about_masks(options, of_objects, "scored mask"))
         found.append(own)
     return found
 
@@ -293,23 +285,18 @@ def _masks_result(
     counts = Pixels.of(tables)
     if not counts.truth_SK.any():
         raise SetError(f"{given.name}: no mask has a pixel of a class.")
-    return Result(
-        task=task,
-        split=given.name,
-        options={**shown, "reduce_zero_label": given.reduce_zero_label},
-        examples=[image.label for image in given.images],
-        scores=[
-            Score("mIoU", counts, Pixels.miou),
-            Score("pixel accuracy", counts, Pixels.accuracy),
-        ],
+    return _result(
+        task,
+        given,
+        {**shown, "reduce_zero_label": given.reduce_zero_label},
+        [Score("mIoU", counts, Pixels.miou), Score("pixel accuracy", counts, Pixels.accuracy)],
         names=given.names,
         confusion_KK=confusion_KK,
-        published=[one for one in given.published if one.task == task],
         shown=[*best, *(one for one in worst if one not in best)],
     )
 
 
-def score_retrieval(given: CaptionedSet, answers: Answers, options: EvaluateOptions) -> Result:
+def score_retrieval(given: sets.CaptionedSet, answers: Answers, options: EvaluateOptions) -> Result:
     """Rank all captions for each image, and all images for each caption.
 
     Every caption of an image is a right answer for it. Intervals are over images with their
@@ -317,63 +304,46 @@ def score_retrieval(given: CaptionedSet, answers: Answers, options: EvaluateOpti
     """
     texts = [text for captions in given.captions for text in captions]
     owner_T = np.repeat(np.arange(len(given.images)), [len(one) for one in given.captions])
-    images_BD = answers.embed(given.images, _about_images(options))
+    images_BD = _embedded(given, answers, options)
     texts_TD = answers.embed_texts(texts, "none")
     each_B = np.arange(len(given.images))
-
-    def ranked(queries: FloatArray, candidates: FloatArray, key_Q: Any, key_C: Any) -> Ranking:
+    scores: list[Score] = []
+    for way, queries_QD, candidates_CD, key_Q, key_C in (
+        ("image to text", images_BD, texts_TD, each_B, owner_T),
+        ("text to image", texts_TD, images_BD, owner_T, each_B),
+    ):
         keys = [(key,) for key in key_Q.tolist()], key_C
-        return rank_by_cosine(queries, candidates, keys, np.full(len(key_Q), -1))
-
-    ways = {
-        "image to text": (ranked(images_BD, texts_TD, each_B, owner_T), each_B),
-        "text to image": (ranked(texts_TD, images_BD, owner_T, each_B), owner_T),
-    }
-    return Result(
-        task=RETRIEVAL,
-        split=given.name,
-        options=_shown(options, "embedding", "resolution"),
-        examples=[image.label for image in given.images],
-        scores=[
-            score
-            for way, (ranking, example_Q) in ways.items()
-            for score in _found(ranking, f"{way} R@", (1, 5, 10), example_Q)
-        ],
-        published=given.published,
-    )
+        ranking = rank_by_cosine(queries_QD, candidates_CD, keys, np.full(len(key_Q), -1))
+        scores += _found(ranking, f"{way} R@", (1, 5, 10), key_Q)
+    return _result(sets.RETRIEVAL, given, _shown(options), scores)
 
 
-def score_classification(given: LabelledSet, answers: Answers, options: EvaluateOptions) -> Result:
+def score_classification(
+    given: sets.LabelledSet, answers: Answers, options: EvaluateOptions
+) -> Result:
     """Rank class names for each image."""
     templates = options.sentences or "tcl"
-    images_BD = answers.embed(given.images, _about_images(options))
+    images_BD = _embedded(given, answers, options)
     classes_KD = answers.embed_texts(given.names, templates)
     scores_BK = l2_normalize(images_BD) @ l2_normalize(classes_KD).T
-    shown = {**_shown(options, "embedding", "resolution"), "templates": templates}
-    return _labelled_result(CLASSIFICATION, given, scores_BK, shown)
+    shown = {**_shown(options), "templates": templates}
+    return _labelled_result(sets.CLASSIFICATION, given, scores_BK, shown)
 
 
-def score_instances(given: InstanceSet, answers: Answers, options: EvaluateOptions) -> Result:
+def score_instances(given: sets.InstanceSet, answers: Answers, options: EvaluateOptions) -> Result:
     """Rank images of an index for each query image; those of the same thing are right.
 
     A query that is in the index is searched among the others.
     """
-    question = _about_images(options)
-    images_BD = answers.embed(given.images, question)
+    images_BD = _embedded(given, answers, options)
     index_CD = images_BD[: len(given.things)]
     place_Q = np.asarray([query.place for query in given.queries])
     own_Q = np.where(place_Q < len(index_CD), place_Q, -1)
     keys = [query.things for query in given.queries], np.asarray(given.things)
     ranking = rank_by_cosine(images_BD[place_Q], index_CD, keys, own_Q=own_Q)
-    asked = [given.images[place] for place in place_Q]
-    return Result(
-        task=INSTANCES,
-        split=given.name,
-        options=_shown(options, "embedding", "resolution"),
-        examples=[image.label for image in asked],
-        scores=_found_in_groups(ranking, [query.group for query in given.queries]),
-        published=given.published,
-    )
+    scores = _found_in_groups(ranking, [query.group for query in given.queries])
+    asked = [given.images[place].label for place in place_Q]
+    return _result(sets.INSTANCES, given, _shown(options), scores, examples=asked)
 
 
 def _found_in_groups(ranking: Ranking, group_Q: Sequence[str]) -> list[Score]:
@@ -386,14 +356,14 @@ def _found_in_groups(ranking: Ranking, group_Q: Sequence[str]) -> list[Score]:
     return [Score(f"R@{depth}", Sums(hit_Q, weight_Q), Sums.share) for depth, hit_Q in hits]
 
 
-def score_knn(given: Split[LabelledSet], answers: Answers, options: EvaluateOptions) -> Result:
+def score_knn(given: Split[sets.LabelledSet], answers: Answers, options: EvaluateOptions) -> Result:
     """Classify each image by the votes of its nearest neighbours in `train`.
 
     Source: DINO (arXiv:2104.14294), weighted kNN.
     """
     from sklearn.neighbors import KNeighborsClassifier  # noqa: PLC0415 - of the extra `evaluate`
 
-    train_BD, val_BD = _split_embeddings(given, answers, options)
+    train_BD, val_BD = (_embedded(one, answers, options) for one in (given.train, given.val))
     classifier = KNeighborsClassifier(
         n_neighbors=min(NUM_NEIGHBOURS, len(train_BD)),
         metric="cosine",
@@ -401,11 +371,12 @@ def score_knn(given: Split[LabelledSet], answers: Answers, options: EvaluateOpti
         weights=lambda distance: np.exp((1 - distance) / VOTE_TEMPERATURE),
     ).fit(train_BD, given.train.labels)
     scores_BK = classifier.predict_proba(val_BD)
-    shown = _shown(options, "embedding", "resolution")
-    return _labelled_result(KNN, given.val, scores_BK, shown)
+    return _labelled_result(KNN, given.val, scores_BK, _shown(options))
 
 
-def score_linear(given: Split[LabelledSet], answers: Answers, options: EvaluateOptions) -> Result:
+def score_linear(
+    given: Split[sets.LabelledSet], answers: Answers, options: EvaluateOptions
+) -> Result:
     """Classify each image by a logistic regression that is fitted to `train`.
 
     Its regularisation is chosen by cross-validation in `train`.
@@ -418,22 +389,15 @@ def score_linear(given: Split[LabelledSet], answers: Answers, options: EvaluateO
         raise SetError(
             f"{given.val.name}: a linear classifier needs two train/ images of each class."
         )
-    train_BD, val_BD = _split_embeddings(given, answers, options)
+    train_BD, val_BD = (_embedded(one, answers, options) for one in (given.train, given.val))
     regression, grid = LogisticRegression(max_iter=1000), {"C": np.logspace(-1, 4, 6)}
     with warnings.catch_warnings():
         # Few images of many classes look like a regression to it.
         warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
         search = GridSearchCV(regression, grid, cv=min(5, fewest))
         search.fit(train_BD, given.train.labels)
-    shown = {**_shown(options, "embedding", "resolution"), **search.best_params_}
+    shown = {**_shown(options), **search.best_params_}
     return _labelled_result(LINEAR, given.val, search.predict_proba(val_BD), shown)
-
-
-def _split_embeddings(
-    given: Split[LabelledSet], answers: Answers, options: EvaluateOptions
-) -> tuple[FloatArray, FloatArray]:
-    question = _about_images(options)
-    return answers.embed(given.train.images, question), answers.embed(given.val.images, question)
 
 
 def rank_by_cosine(
@@ -469,23 +433,15 @@ def rank_by_cosine(
 
 
 def _labelled_result(
-    task: str, given: LabelledSet, scores_BK: NDArray[Any], shown: Mapping[str, Any]
+    task: str, given: sets.LabelledSet, scores_BK: NDArray[Any], shown: Mapping[str, Any]
 ) -> Result:
     label_B = np.asarray(given.labels)
     num_classes = len(given.names)
     ranking = rank(scores_BK, label_B[:, None] == np.arange(num_classes))
     confusion_KK = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(confusion_KK, (label_B, scores_BK.argmax(1)), 1)
-    return Result(
-        task=task,
-        split=given.name,
-        options=shown,
-        examples=[image.label for image in given.images],
-        scores=_found(ranking, "top-", (1, 5), np.arange(len(ranking))),
-        names=given.names,
-        confusion_KK=confusion_KK,
-        published=[one for one in given.published if one.task == task],
-    )
+    scores = _found(ranking, "top-", (1, 5), np.arange(len(ranking)))
+    return _result(task, given, shown, scores, names=given.names, confusion_KK=confusion_KK)
 
 
 def _found(
@@ -500,7 +456,7 @@ def _found(
     return found
 
 
-def score_depth(given: DepthSet, answers: Answers, options: EvaluateOptions) -> Result:
+def score_depth(given: sets.DepthSet, answers: Answers, options: EvaluateOptions) -> Result:
     """Compare predicted with true depth in each image; the scores are means over the images.
 
     Source: BTS and DINOv2's evaluation, which average over images, not over pixels.
@@ -515,7 +471,7 @@ def score_depth(given: DepthSet, answers: Answers, options: EvaluateOptions) -> 
     return _maps_result("depth", given, sums, metrics, answers=answers, options=options)
 
 
-def score_normals(given: NormalSet, answers: Answers, options: EvaluateOptions) -> Result:
+def score_normals(given: sets.NormalSet, answers: Answers, options: EvaluateOptions) -> Result:
     """Angles between predicted and true normals; the scores are means over pixels or images."""
 
     def sums(found_HW3: FloatArray, truth_HW3: Floats) -> Any:
@@ -538,7 +494,7 @@ def score_normals(given: NormalSet, answers: Answers, options: EvaluateOptions) 
 
 def _maps_result(
     task: MapTask,
-    given: DepthSet | NormalSet,
+    given: sets.DepthSet | sets.NormalSet,
     sums: Callable[[FloatArray, Floats], Any],
     metrics: Sequence[tuple[str, Metric]],
     *,
@@ -561,18 +517,12 @@ def _maps_result(
     table = np.asarray(rows)
     if not table[:, -1].any():
         raise SetError(f"{given.name}: no image has {task} to compare with.")
-    return Result(
-        task={"depth": DEPTH, "normals": NORMALS}[task],
-        split=given.name,
-        options=_shown(options, "resolution"),
-        examples=[image.label for image in given.images],
-        scores=[
-            Score(metric, Sums(table[:, column], table[:, -1]), function)
-            for column, (metric, function) in enumerate(metrics)
-        ],
-        published=given.published,
-        truth=digest.hexdigest(),
-    )
+    scores = [
+        Score(metric, Sums(table[:, column], table[:, -1]), function)
+        for column, (metric, function) in enumerate(metrics)
+    ]
+    name = {"depth": sets.DEPTH, "normals": sets.NORMALS}[task]
+    return _result(name, given, _shown(options, "resolution"), scores, truth=digest.hexdigest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -598,11 +548,11 @@ class Task:
 TASKS: Final = (
     Task("segmentation", sets.read_segmentation, score_segmentation, SegmentationSet),
     Task("polygons", read_polygons, score_segmentation),
-    Task("retrieval", sets.read_captioned, score_retrieval, CaptionedSet),
-    Task("classification", sets.read_classes, score_classification, LabelledSet),
-    Task("instances", sets.read_instances, score_instances, InstanceSet),
+    Task("retrieval", sets.read_captioned, score_retrieval, sets.CaptionedSet),
+    Task("classification", sets.read_classes, score_classification, sets.LabelledSet),
+    Task("instances", sets.read_instances, score_instances, sets.InstanceSet),
     Task("knn", sets.read_split, score_knn),
     Task("linear", sets.read_split, score_linear),
-    Task("depth", sets.read_depth, score_depth, DepthSet, "depth"),
-    Task("normals", sets.read_normals, score_normals, NormalSet, "normals"),
+    Task("depth", sets.read_depth, score_depth, sets.DepthSet, "depth"),
+    Task("normals", sets.read_normals, score_normals, sets.NormalSet, "normals"),
 )

@@ -12,7 +12,6 @@ tokens, H W pixels, h w rows and columns of cells.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -88,14 +87,10 @@ class TwoScales(nn.Module):
 
 
 def smooth(unit_BhwD: Tensor, sharpness: float) -> Tensor:
-    """Average each cell with those of its eight neighbours that are alike.
+    """Average each cell, a unit vector, with those of its eight neighbours that are alike.
 
     A row of cells is compared with the three rows around it by one product of matrices, of which
     all but the neighbours' columns are dropped: a tenth of the time of nine shifted copies.
-
-    Args:
-        unit_BhwD: Unit vectors.
-        sharpness: Factor of the cosine between neighbours; see `CellConfig`.
     """
     height, width = unit_BhwD.shape[1:3]
     padded = F.pad(unit_BhwD, (0, 0, 0, 0, 1, 1))
@@ -238,41 +233,27 @@ class CellEncoder(Encoder):
 
     def __init__(self, config: CellConfig, tokenizer: Tokenizer) -> None:
         self.config = config
-        self.vision, self.text = CellVision(config).eval(), CellText(config).eval()
-        self.vision.requires_grad_(requires_grad=False)
-        self.text.requires_grad_(requires_grad=False)
+        self.vision, self.text = CellVision(config), CellText(config)
+        self._towers = nn.ModuleDict({"vision": self.vision, "text": self.text})
+        self._towers.eval().requires_grad_(requires_grad=False)
         self.tokenizer = TextTokenizer(tokenizer, max_tokens=config.max_text_tokens)
         self.embed_dim = config.drawing_width + config.class_width
         self.native_size = config.native_size
         self.max_text_tokens = config.max_text_tokens
         self.temperature = config.temperature
 
-    def _weights(self) -> dict[str, Tensor]:
-        towers = {"vision": self.vision, "text": self.text}
-        return {
-            f"{tower}.{name}": value
-            for tower, module in towers.items()
-            for name, value in module.state_dict().items()
-        }
-
     def save(self, folder: Path) -> None:
         """Write config.json, model.safetensors and tokenizer.json."""
         folder.mkdir(parents=True, exist_ok=True)
         settings = {"model_type": MODEL_TYPE, **asdict(self.config)}
         (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        save_file(
-            {name: value.contiguous() for name, value in self._weights().items()},
-            folder / WEIGHTS_FILE,
-        )
+        weights = self._towers.state_dict()
+        save_file({name: w.contiguous() for name, w in weights.items()}, folder / WEIGHTS_FILE)
         self.tokenizer.save(folder)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Load what `save` wrote.
-
-        Raises:
-            ValueError: The settings or the weights do not fit this class.
-        """
+        """Load what `save` wrote; ValueError if settings or weights do not fit this class."""
         settings: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         settings.pop("model_type", None)
         try:
@@ -280,14 +261,8 @@ class CellEncoder(Encoder):
         except TypeError as error:
             raise ValueError(f"{folder / CONFIG_FILE} has unknown or missing settings") from error
         encoder = cls(config, Tokenizer.from_file(str(folder / TOKENIZER_FILE)))
-        encoder._restore(load_file(folder / WEIGHTS_FILE))
+        try:
+            encoder._towers.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        except RuntimeError as error:
+            raise ValueError(f"the weights in {folder} do not fit: {error}") from error
         return encoder
-
-    def _restore(self, weights: Mapping[str, Tensor]) -> None:
-        for tower, module in (("vision", self.vision), ("text", self.text)):
-            prefix = f"{tower}."
-            own = {name[len(prefix) :]: v for name, v in weights.items() if name.startswith(prefix)}
-            try:
-                module.load_state_dict(own)
-            except RuntimeError as error:
-                raise ValueError(f"the {tower} tower's weights do not fit: {error}") from error

@@ -51,8 +51,6 @@ class Towers:
 class Encoder:
     """A network with a vision and a text tower, in float32 and evaluation mode.
 
-    A class that inherits from this one sets the attributes, and saves what its loader reads.
-
     Attributes:
         vision: `pixel_values` float32 [B, 3, H, W] in [0, 1] to four embeddings, not normalised:
             cls1 [B, D], cls2 [B, D], patch_embeddings and value_embeddings [B, N, D] with patches
@@ -145,12 +143,7 @@ class _TransformersText(_OfModel):
 
 
 class Tipsv2Encoder(Encoder):
-    """transformers' Tipsv2Model and its tokenizer; saved in transformers' layout.
-
-    Args:
-        model: In float32 and evaluation mode.
-        tokenizer: Its ids are rows of the text tower's token embeddings.
-    """
+    """transformers' Tipsv2Model, in float32 and evaluation mode, and its tokenizer."""
 
     def __init__(self, model: Tipsv2Model, tokenizer: Tipsv2Tokenizer) -> None:
         self.model = model

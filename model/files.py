@@ -79,11 +79,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def try_lock(file: IO[Any]) -> bool:
-    """Lock an open file until it is closed; returns False if another holder has it.
-
-    Raises:
-        LocksUnsupported: The file system has no locks.
-    """
+    """Lock an open file until it is closed; False if another has it, or LocksUnsupported."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -265,11 +265,7 @@ class Manifest(ManifestPart):
 
 
 def check_file_name(name: str) -> None:
-    """Check that a name is a plain relative path in POSIX form, not the manifest's own.
-
-    Raises:
-        ValueError: It is absolute, has `..` or backslashes, or is not normalised.
-    """
+    """ValueError unless a name is a plain relative path in POSIX form, not the manifest's own."""
     path = PurePosixPath(name)
     if name == MANIFEST_NAME or path.is_absolute() or ".." in path.parts:
         raise ValueError(f"file name {name!r} must lie inside the package")
@@ -278,11 +274,7 @@ def check_file_name(name: str) -> None:
 
 
 def check_model_name(name: str) -> None:
-    """Check the name of a model against `MODEL_NAME`.
-
-    Raises:
-        ValueError: The name is empty, or has a character that is not allowed.
-    """
+    """ValueError unless the name of a model matches `MODEL_NAME`."""
     if re.fullmatch(MODEL_NAME, name) is None:
         raise ValueError(
             f"a model cannot be named {name!r}; use letters, digits, '.', '_' and '-', and begin "

@@ -113,11 +113,7 @@ def write_manifest(folder: Path, manifest_without_files: Manifest) -> ModelPacka
 
 
 def check_output(output: Path) -> None:
-    """Refuse to write over what is no package.
-
-    Raises:
-        ValueError: The folder holds something else.
-    """
+    """Refuse to write over what is no package: ValueError."""
     is_free = not output.exists() or (output.is_dir() and not any(output.iterdir()))
     if not is_free and not (output / MANIFEST_NAME).is_file():
         raise ValueError(f"{output} exists and is no model package; choose another folder")
@@ -160,11 +156,7 @@ def _replace(output: Path, staging: Path) -> None:
 
 
 def package_folder(source: str | Path) -> Path:
-    """The folder that a source names; see `open_package`.
-
-    Raises:
-        PackageError: There is no such folder.
-    """
+    """The folder that a source names, see `open_package`; PackageError if there is none."""
     if source in BUNDLED:
         bundled = BUNDLED[str(source)]
         if not (bundled / MANIFEST_NAME).is_file():
@@ -203,11 +195,7 @@ def _read_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(text: bytes, path: str | Path) -> Manifest:
-    """Parse the manifest that was read from a path or URL.
-
-    Raises:
-        PackageError: It is malformed, or of another version.
-    """
+    """Parse the manifest of a path or URL; PackageError if it is malformed."""
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:

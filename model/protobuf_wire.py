@@ -25,14 +25,8 @@ def read_fields(
 ) -> Iterator[tuple[int, int, int | slice]]:
     """Yield the number, wire type and value of each field, in order.
 
-    A varint is an unsigned integer; any other value is the slice of the buffer that holds it.
-
-    Args:
-        buffer: Holds the message.
-        start: Where the message begins.
-        end: Where it ends; None for the end of the buffer.
-        allow_groups: Yield each mark of a group (a deprecated encoding) with an empty slice;
-            otherwise they are refused.
+    A varint is an unsigned integer; any other value is the slice of the buffer that holds it. Marks
+    of groups (a deprecated encoding) come with an empty slice if they are allowed.
 
     Raises:
         ValueError: The message is cut off, or has an unknown wire type.

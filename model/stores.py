@@ -13,10 +13,7 @@ def is_url(place: str) -> bool:
 
 
 def open_store(url: str) -> tuple[Any, str]:
-    """Open the store of a URL; no request is made.
-
-    Returns:
-        fsspec's file system, and the URL's place in it, without a slash at its end.
+    """Open fsspec's file system of a URL, without a request, and the URL's place in it.
 
     Raises:
         StoreError: The kind of store is unknown, or its library is missing.

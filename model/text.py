@@ -142,15 +142,7 @@ def _read(file: Path) -> Tokenizer:
 
 
 def fill(name: str, templates: Sequence[str]) -> list[str]:
-    """Put a class name into each template.
-
-    Args:
-        name: Such as "dog"; braces are kept.
-        templates: Each has exactly one `{}`.
-
-    Raises:
-        ValueError: A template has none or several `{}`.
-    """
+    """Put a class name into each template; ValueError if one has not exactly one `{}`."""
     for template in templates:
         if template.count("{}") != 1:
             raise ValueError(f"a template needs exactly one {{}}, unlike {template!r}")

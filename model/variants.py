@@ -107,11 +107,7 @@ VARIANTS: dict[str, Variant] = {
 
 
 def variant(name: str) -> Variant:
-    """Look up a size by name.
-
-    Raises:
-        ValueError: The name is unknown.
-    """
+    """Look up a size by name; ValueError if it is unknown."""
     if name not in VARIANTS:
         raise ValueError(f"no variant {name!r}: choose one of {', '.join(VARIANTS)}")
     return VARIANTS[name]

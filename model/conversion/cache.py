@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -22,7 +22,7 @@ from pydantic import JsonValue
 
 from model.conversion.errors import CacheError, SourceError
 from model.conversion.source import HubSource
-from model.files import LockHeld, LocksUnsupported, atomic_write, locked
+from model.files import LockHeld, atomic_write, locked
 from model.graphs import Precision
 from model.package import ModelPackage, Progress, open_package, sha256
 
@@ -64,52 +64,42 @@ class PackageCache:
 
     @contextmanager
     def writing(self, name: str, key: str, progress: Progress) -> Iterator[Path]:
-        """Lock the package with this key for writing; gives its folder."""
-        try:
-            for folder in (self._packages, self._locks):
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unusable(self.root, error) from error
-        folder = self.folder(name, key)
-        with self._locked(
-            folder.name,
-            on_wait=lambda holder: progress(f"waiting for {holder}, which prepares the same model"),
-        ):
-            yield folder
+        """Lock the package with this key for writing, and remove what dead processes left.
 
-    @contextmanager
-    def _locked(
-        self, entry: str, *, wait: bool = True, on_wait: Callable[[str], None] = lambda _: None
-    ) -> Iterator[bool]:
-        """Hold an entry's lock; gives False if it is held elsewhere and `wait` is false."""
-        path = self._locks / entry
+        Raises:
+            CacheError: The folder cannot be written or locked.
+        """
+        folder = self.folder(name, key)
+        lock = locked(
+            self._locks / folder.name,
+            on_wait=lambda holder: progress(f"waiting for {holder}, which prepares the same model"),
+        )
         with ExitStack() as stack:
             try:
-                stack.enter_context(locked(path, wait=wait, on_wait=on_wait))
-            except LockHeld:
-                yield False
-                return
-            except LocksUnsupported as error:
-                raise CacheError(
-                    f"{path} cannot be locked ({error.strerror}); name a cache folder on a file "
-                    f"system with locks by --cache or {VARIABLE}"
-                ) from error
+                for place in (self._packages, self._locks):
+                    place.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock)
+                self._remove_leftovers(folder.name)
             except OSError as error:
-                raise _unusable(path, error) from error
-            yield True
+                raise CacheError(
+                    f"{self.root} cannot be written or locked ({error.strerror}); name another "
+                    f"cache folder by --cache or {VARIABLE}"
+                ) from error
+            yield folder
 
-    def remove_leftovers(self, mine: Path | None = None) -> None:
-        """Remove staging folders of dead processes and of `mine`, which this process locks."""
+    def _remove_leftovers(self, mine: str) -> None:
+        """Remove staging folders of dead processes, and of the entry that this one has locked."""
         for path in self._packages.glob(".*"):
             match = STAGING.fullmatch(path.name)
             if match is None:
                 continue
-            if mine is not None and match["entry"] == mine.name:
+            with ExitStack() as stack:
+                if match["entry"] != mine:
+                    try:
+                        stack.enter_context(locked(self._locks / match["entry"], wait=False))
+                    except LockHeld:
+                        continue
                 shutil.rmtree(path, ignore_errors=True)
-                continue
-            with self._locked(match["entry"], wait=False) as is_dead:
-                if is_dead:
-                    shutil.rmtree(path, ignore_errors=True)
 
     def known_commit(self, source: HubSource) -> str | None:
         """The last known commit of a revision, for a server without the hub's library; or None."""
@@ -131,13 +121,6 @@ class PackageCache:
         return self.root / "revisions" / quote(name, safe="@")
 
 
-def _unusable(path: Path, error: OSError) -> CacheError:
-    return CacheError(
-        f"{path} cannot be written ({error.strerror}); name another cache folder by --cache or "
-        f"{VARIABLE}"
-    )
-
-
 def discard(folder: Path) -> None:
     """Rename a broken package, then remove it, so that no other process opens it."""
     aside = folder.with_name(f".{folder.name}.broken")
@@ -151,7 +134,8 @@ def content_of(path: Path) -> dict[str, JsonValue]:
     try:
         return {
             file.name: {"sha256": sha256(file), "size_bytes": file.stat().st_size}
-            for file in _read_files(path)
+            for file in sorted(path.iterdir())
+            if file.suffix in READ_SUFFIXES and file.is_file()
         }
     except OSError as error:
         raise SourceError(f"{error.filename} cannot be read ({error.strerror})") from error
@@ -169,9 +153,3 @@ def key_of(base: JsonValue, dense: JsonValue, precisions: Sequence[Precision]) -
     }
     text = json.dumps(made_of, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
-
-
-def _read_files(path: Path) -> list[Path]:
-    """The files of a checkpoint's folder that can be read."""
-    files = (file for file in path.iterdir() if file.suffix in READ_SUFFIXES)
-    return sorted(file for file in files if file.is_file())

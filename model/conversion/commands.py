@@ -380,9 +380,6 @@ def run(arguments: Sequence[str]) -> int:
 
     Returns:
         The exit status: 0, 1 with a sentence on standard error, or 2 for a wrong command line.
-
-    Raises:
-        SystemExit: A signal ends it.
     """
     app = new_app()
     if not arguments:

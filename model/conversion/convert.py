@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 from pydantic import JsonValue
 
 from model.conversion.errors import CONVERTING, CacheError, ConversionError, require
+from model.conversion.hub import fetch
 from model.conversion.source import CheckpointSource, HubSource
 from model.graphs import DENSE_TASKS, Precision, graph_file
 from model.manifest import CARD, MANIFEST_NAME, PUBLISHED_ZERO_SHOT, Manifest
@@ -26,7 +27,7 @@ class ConversionRequest:
     """A package to be made.
 
     Attributes:
-        base: The model. Pinned to a commit, then replaced by the downloaded folder.
+        base: The model; pinned to a commit before it is converted.
         dense: Its dense heads, if any; likewise.
         precisions: Precisions of the graphs; `fp32` is among them.
         may_fail: Those of them that are left out if they differ from the model.
@@ -48,7 +49,7 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
     """Read the checkpoint, export, compare and write; the folder appears whole or not at all.
 
     Args:
-        request: Its sources are folders on this machine.
+        request: Its sources are folders, or commits on the hub.
         output: The package's folder; absent, empty, or an older package.
         progress: Called with each step.
 
@@ -61,11 +62,13 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
         ValueError: `output` holds something else.
     """
     require(CONVERTING, purpose="converting a checkpoint")
-    base, dense = _paths(request)
+    base = _local(request.base, progress)
+    dense = None if request.dense is None else _local(request.dense, progress)
     progress("importing the libraries for conversion")
     # These come with an extra, and take seconds.
     from safetensors import SafetensorError  # noqa: PLC0415
 
+    from model.checkpoints.read import read_checkpoint  # noqa: PLC0415
     from model.encoder import LOADERS, load_encoder, saved_kind  # noqa: PLC0415
     from model.export.graph_writer import PackageContent, draft_manifest  # noqa: PLC0415
     from model.export.package_writer import write_package  # noqa: PLC0415
@@ -74,7 +77,7 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
     earlier, precisions = _earlier_package(base, dense), tuple(request.precisions)
     # What `Encoder.save` wrote has one layout, the checkpoints of a Tipsv2Model have several.
     is_saved = earlier is not None or saved_kind(base) in LOADERS.keys() - {"tipsv2"}
-    checkpoint = None if is_saved and dense is None else _read(request)
+    checkpoint = None if is_saved and dense is None else read_checkpoint(base, dense=dense)
     encoder = load_encoder(base) if checkpoint is None else checkpoint.encoder
     heads = None if checkpoint is None else checkpoint.dense
     name = request.name or request.base.name
@@ -105,13 +108,6 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
         ) from error
 
 
-def _read(request: ConversionRequest) -> "Checkpoint":
-    from model.checkpoints.read import read_checkpoint  # noqa: PLC0415 - as above
-
-    base, dense = _paths(request)
-    return read_checkpoint(base, dense=dense)
-
-
 def _described(
     checkpoint: "Checkpoint | None", base: Path, request: ConversionRequest
 ) -> dict[str, Any]:
@@ -124,10 +120,9 @@ def _described(
     return {**described, "provenance": {**request.provenance, **origin}}
 
 
-def _paths(request: ConversionRequest) -> tuple[Path, Path | None]:
-    if isinstance(request.base, HubSource) or isinstance(request.dense, HubSource):
-        raise TypeError("the sources of a request must be downloaded before they are converted")
-    return request.base.path, None if request.dense is None else request.dense.path
+def _local(source: CheckpointSource, progress: Progress) -> Path:
+    """The folder of a source on this machine, downloaded if it is on the hub."""
+    return fetch(source, progress) if isinstance(source, HubSource) else source.path
 
 
 def _earlier_package(base: Path, dense: Path | None) -> ModelPackage | None:

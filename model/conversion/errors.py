@@ -34,11 +34,7 @@ class MissingExtraError(ConversionError):
 
 
 def require(libraries: tuple[str, ...], *, purpose: str) -> None:
-    """Check that libraries are installed, without importing them.
-
-    Raises:
-        MissingExtraError: A library is missing; the message names the extra.
-    """
+    """MissingExtraError unless these libraries are installed, which are not imported."""
     missing = [name for name in libraries if find_spec(name) is None]
     if missing:
         raise MissingExtraError(

@@ -84,34 +84,22 @@ def explain(error: Exception, source: HubSource) -> HubError:
     name, endpoint = source.repository, constants.ENDPOINT
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # why the hub was not asked instead
-    refusals: list[tuple[type[Exception], str]] = [
-        (
-            errors.GatedRepoError,
-            f"{name} is gated: request access on {endpoint}/{name}, and set HF_TOKEN to a token of "
-            "that account",
-        ),
-        (
-            errors.RepositoryNotFoundError,
-            f"{endpoint} has no repository {name!r}, and there is no folder of that name here; "
-            "check the spelling, and set HF_TOKEN if the repository is private",
-        ),
-        (
-            errors.RevisionNotFoundError,
-            f"{name} has no revision {source.revision!r}; check the name of the revision",
-        ),
-        (errors.RemoteEntryNotFoundError, f"{source} {NO_WEIGHTS}"),
-    ]
-    for kind, text in refusals:
+    refusals: dict[type[Exception], str] = {
+        errors.GatedRepoError: f"{name} is gated: request access on {endpoint}/{name}, and set "
+        "HF_TOKEN to a token of that account",
+        errors.RepositoryNotFoundError: f"{endpoint} has no repository {name!r}, and there is no "
+        "folder of that name here; check the spelling, and set HF_TOKEN if it is private",
+        errors.RevisionNotFoundError: f"{name} has no revision {source.revision!r}",
+        errors.RemoteEntryNotFoundError: f"{source} {NO_WEIGHTS}",
+    }
+    for kind, text in refusals.items():
         if isinstance(error, kind):
             return HubError(text)
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
         status = error.response.status_code
-        if status not in {401, 403}:
-            return HubUnreachableError(f"{endpoint} answered {status} for {name}; try again later")
-        return HubError(
-            f"{endpoint} refuses {name} to this user (status {status}); set HF_TOKEN to a token "
-            "with read access"
-        )
+        if status in {401, 403}:
+            return HubError(f"{endpoint} refuses {name} (status {status}); set HF_TOKEN to a token")
+        return HubUnreachableError(f"{endpoint} answered {status} for {name}; try again later")
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return HubError(
             f"the disk of {constants.HF_HUB_CACHE} is too full for {name}; free space, or set "

@@ -8,7 +8,7 @@ from pydantic import JsonValue
 from model.conversion.cache import PackageCache, content_of, discard, key_of
 from model.conversion.convert import ConversionRequest, convert
 from model.conversion.errors import HubUnreachableError, MissingExtraError
-from model.conversion.hub import fetch, find_commit
+from model.conversion.hub import find_commit
 from model.conversion.source import CheckpointSource, FolderSource, HubSource
 from model.package import ModelPackage, PackageError, Progress, check_output
 
@@ -39,21 +39,20 @@ class Preparer:
         found = self._find(name, key, verify=verify)
         if found is None:
             with self._cache.writing(name, key, self._progress) as folder:
-                self._cache.remove_leftovers(folder)
                 # The process that held the lock before may have made it.
                 found = self._find(name, key, verify=True, is_mine=True)
                 if found is None:
-                    found = convert(self._download(pinned), folder, self._progress)
-        for asked, found_now in ((request.base, pinned.base), (request.dense, pinned.dense)):
-            if isinstance(asked, HubSource) and isinstance(found_now, HubSource):
-                self._cache.remember_commit(asked, found_now.revision)
+                    found = convert(pinned, folder, self._progress)
+        for asked, now in ((request.base, pinned.base), (request.dense, pinned.dense)):
+            if isinstance(asked, HubSource) and isinstance(now, HubSource):
+                self._cache.remember_commit(asked, now.revision)
         return found
 
     def write(self, request: ConversionRequest, output: Path) -> ModelPackage:
         """Make the package of a request in a folder of the user's; raises as `prepare` does."""
         check_output(output)
         pinned, *_ = self._pinned(request)
-        return convert(self._download(pinned), output, self._progress)
+        return convert(pinned, output, self._progress)
 
     def _find(
         self, name: str, key: str, *, verify: bool, is_mine: bool = False
@@ -85,28 +84,14 @@ class Preparer:
             self._progress(f"reading the files of {source}")
             # The manifest has the files' digests elsewhere.
             return source, content_of(source.path), {"folder": source.path.resolve().name}
-        commit = self._commit(source)
+        try:
+            commit = find_commit(source)
+        except (HubUnreachableError, MissingExtraError) as error:
+            known = self._cache.known_commit(source)
+            if known is None:
+                raise
+            self._warn(f"continuing with commit {known} of {source}, which is cached: {error}")
+            commit = known
         identity: Identity = {"repository": source.repository, "commit": commit}
         pinned = HubSource(source.repository, commit)
         return pinned, identity, {**identity, "revision": source.revision}
-
-    def _download(self, request: ConversionRequest) -> ConversionRequest:
-        """Replace sources on the hub by folders on this machine."""
-        dense = None if request.dense is None else self._local(request.dense)
-        return replace(request, base=self._local(request.base), dense=dense)
-
-    def _local(self, source: CheckpointSource) -> FolderSource:
-        if isinstance(source, HubSource):
-            return FolderSource(fetch(source, self._progress))
-        return source
-
-    def _commit(self, source: HubSource) -> str:
-        """The commit of a revision now; if the hub cannot be asked, the last known one."""
-        try:
-            return find_commit(source)
-        except (HubUnreachableError, MissingExtraError) as error:
-            commit = self._cache.known_commit(source)
-            if commit is None:
-                raise
-            self._warn(f"continuing with commit {commit} of {source}, which is cached: {error}")
-            return commit

@@ -68,15 +68,7 @@ class ImageSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """A published score of a known set.
-
-    Attributes:
-        model: Name of the model.
-        task: As in the report.
-        metric: As in the report.
-        value: In percent, or in the metric's unit.
-        protocol: What differs from the other rows; may be empty.
-    """
+    """A published score of a known set: in percent, or in the metric's unit, by a protocol."""
 
     model: str
     task: str
@@ -193,7 +185,7 @@ class DepthSet(MapSet):
     """Images with depth, in `.npy` or `.png`.
 
     Attributes:
-        range_m: True depths between these count, and estimated ones are moved into it. In metres.
+        range_m: True depths between these count, and estimated ones are moved into it.
         crop: The rows and columns that count: first, end, first, end; None for all.
         size_hw: Height and width that the maps must have for the crop.
     """

@@ -98,7 +98,6 @@ class Reference:
         classes_KD: Embeddings of the classes.
         prompts: Prompts of the classes; without them texts are not judged by masks.
         prompts_of_class: The number of prompts of each class.
-        cpu_precision: As in the manifest.
     """
 
     name: str

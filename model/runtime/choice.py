@@ -12,9 +12,9 @@ from model.runtime.base import Device, MissingRuntimeError, UnusableRuntimeError
 from model.runtime.loaded_graphs import (
     failures,
     has_failed_tower,
+    loaded_file,
     loaded_graphs,
     proof,
-    vision_file,
 )
 from model.runtime.machine import (
     INSTALL,
@@ -118,7 +118,7 @@ def unavailable_reason(
         return UnavailableReason(
             3, "this CPU does not compute in bf16 (no avx512_bf16 or amx_bf16), only emulates it"
         )
-    file = vision_file(backend.runtime, precision)
+    file = loaded_file("vision", backend.runtime, precision)
     if file not in manifest.files:
         text = f"model package {manifest.name!r} has no file {file!r}: export the model again"
         return UnavailableReason(4, text, PackageError)
@@ -294,7 +294,7 @@ def _is_named(manifest: Manifest, backend: Backend, precision: Precision) -> boo
     return (
         backend.device == "cpu"
         and (backend.runtime, precision) == (manifest.cpu_runtime, manifest.cpu_precision)
-        and vision_file(backend.runtime, precision) in manifest.files
+        and loaded_file("vision", backend.runtime, precision) in manifest.files
     )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import get_args
@@ -25,11 +25,6 @@ class LoadedGraph:
     precision: Precision
 
 
-def vision_file(runtime: RuntimeName, precision: Precision) -> str:
-    """The vision graph that a runtime loads in this precision."""
-    return _file("vision", runtime, precision)
-
-
 def loaded_graphs(
     manifest: Manifest, runtime: RuntimeName, precision: Precision
 ) -> tuple[LoadedGraph, ...]:
@@ -50,7 +45,7 @@ def loaded_graphs(
     loaded = []
     for part in parts:
         arithmetic: Precision = "fp32" if part in exact else precision
-        file = _file(part, runtime, arithmetic)
+        file = loaded_file(part, runtime, arithmetic)
         if part != "vision" and (
             file not in manifest.files
             or (runtime != "torch" and failures(manifest, runtime, file, arithmetic))
@@ -72,10 +67,11 @@ def tapped_graph(
     is_read_in_int8 = vision.precision == "int8" and manifest.taps == "embeddings"
     if head.precision == vision.precision or is_read_in_int8:
         return vision
-    return LoadedGraph("vision", vision_file(runtime, head.precision), head.precision)
+    return LoadedGraph("vision", loaded_file("vision", runtime, head.precision), head.precision)
 
 
-def _file(part: Part, runtime: RuntimeName, precision: Precision) -> str:
+def loaded_file(part: Part, runtime: RuntimeName, precision: Precision) -> str:
+    """The file that a runtime loads for a part in this precision."""
     if runtime == "torch":
         return TORCH_FILE
     if runtime == "openvino" and precision in HINTED:
@@ -83,21 +79,12 @@ def _file(part: Part, runtime: RuntimeName, precision: Precision) -> str:
     return graph_file(part, precision)
 
 
-def with_tapped(
-    graphs: Sequence[LoadedGraph], manifest: Manifest, runtime: RuntimeName
-) -> list[LoadedGraph]:
-    """Add the vision graphs that heads read, where they are not that of the embeddings."""
-    vision, _, *heads = graphs
-    if not manifest.num_taps:
-        return list(graphs)
-    tapped = (tapped_graph(manifest, vision, head, runtime) for head in heads)
-    return list(dict.fromkeys([*graphs, *tapped]))
-
-
 def loaded_bytes(manifest: Manifest, runtime: RuntimeName, precision: Precision) -> int:
     """Size of the loaded files, including external weights."""
-    loaded = loaded_graphs(manifest, runtime, precision)
-    graphs = {graph.file for graph in with_tapped(loaded, manifest, runtime)}
+    vision, *others = loaded_graphs(manifest, runtime, precision)
+    graphs = {graph.file for graph in (vision, *others)}
+    if manifest.num_taps:
+        graphs |= {tapped_graph(manifest, vision, head, runtime).file for head in others[1:]}
     return sum(
         entry.size_bytes
         for name, entry in manifest.files.items()
@@ -122,11 +109,10 @@ def parity_in_use(
     manifest: Manifest, runtime: RuntimeName, precision: Precision
 ) -> tuple[ParityEntry, ...]:
     """Parity measurements of the loaded graphs on this runtime."""
-    used = {(g.file, g.precision) for g in loaded_graphs(manifest, runtime, precision)}
     return tuple(
         entry
-        for entry in manifest.parity
-        if entry.runtime == runtime and (entry.file, entry.precision) in used
+        for graph in loaded_graphs(manifest, runtime, precision)
+        for entry in _entries(manifest, runtime, graph.file, graph.precision)
     )
 
 
@@ -134,9 +120,8 @@ def proof(manifest: Manifest, runtime: RuntimeName, precision: Precision) -> Par
     """The passed measurement of the vision graph; None if a loaded tower failed."""
     if has_failed_tower(manifest, runtime, precision):
         return None
-    wanted = (vision_file(runtime, precision), runtime, precision)
-    found = [e for e in manifest.parity if (e.file, e.runtime, e.precision) == wanted]
-    return found[0] if found else None
+    file = loaded_file("vision", runtime, precision)
+    return next(_entries(manifest, runtime, file, precision), None)
 
 
 def has_failed_tower(manifest: Manifest, runtime: RuntimeName, precision: Precision) -> bool:
@@ -152,6 +137,12 @@ def failures(
     manifest: Manifest, runtime: RuntimeName, file: str, precision: Precision
 ) -> tuple[str, ...]:
     """The limits that a graph's measurement violated, as phrases with the numbers."""
-    wanted = (file, runtime, precision)
-    entries = [e for e in manifest.parity if (e.file, e.runtime, e.precision) == wanted]
+    entries = _entries(manifest, runtime, file, precision)
     return tuple(failure for entry in entries for failure in entry.failures)
+
+
+def _entries(
+    manifest: Manifest, runtime: RuntimeName, file: str, precision: Precision
+) -> Iterator[ParityEntry]:
+    wanted = (file, runtime, precision)
+    return (e for e in manifest.parity if (e.file, e.runtime, e.precision) == wanted)

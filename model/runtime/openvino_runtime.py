@@ -100,13 +100,10 @@ class OpenVinoGraph:
 
 
 def import_openvino() -> Any:
-    """Import OpenVINO without its telemetry.
+    """Import OpenVINO without its telemetry; MissingRuntimeError if it is not installed.
 
     Its import would post an event with a stored client id to an analytics host, from a process that
     it forks for that. Without the package `openvino_telemetry` it uses a stub of its own.
-
-    Raises:
-        MissingRuntimeError: OpenVINO is not installed.
     """
     modules: dict[str, Any] = sys.modules
     modules.setdefault("openvino_telemetry", None)  # imports of it fail from now on
@@ -118,14 +115,11 @@ def import_openvino() -> Any:
 
 
 def openvino_core() -> Any:
-    """Return the one core of this process, which is never freed.
+    """The one core of this process, which is never freed.
 
     On CPUs with AMX a core gives the first thread that compiles with it a signal stack. If several
     cores are freed in another order than they were made, that thread keeps a stack that is no
     longer mapped, and its next signal kills the process (OpenVINO 2026.4, by `sigaltstack`).
-
-    Raises:
-        MissingRuntimeError: OpenVINO is not installed.
     """
     return _only_one(import_openvino().Core)
 

@@ -14,10 +14,7 @@ from numpy.typing import NDArray
 class Ranking:
     """Results of many queries over the same candidates.
 
-    Attributes:
-        rank_Q: Wrong candidates before the first right one; 0 is best.
-        num_right_Q: Right candidates.
-        num_candidates: Number of candidates, the same for every query.
+    `rank_Q` counts wrong candidates before the first right one, `num_right_Q` right ones.
     """
 
     rank_Q: NDArray[np.int64]

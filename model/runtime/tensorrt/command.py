@@ -38,19 +38,12 @@ class BuildOptions:
 
 
 def run(given: BuildOptions, package: ModelPackage, cache: Path, say: Progress) -> None:
-    """Build the engines that are missing, and run each batch once.
-
-    Args:
-        given: Precisions and sizes.
-        package: The verified package.
-        cache: The cache folder; engines are in a folder below it.
-        say: Called with each step.
+    """Build the engines that are missing below a cache folder, and run each batch once.
 
     Raises:
         MissingRuntimeError: TensorRT or cuda-python is not installed.
         GpuError: There is no usable GPU, or an engine cannot be built.
         PackageError: The package has no graph of the precision.
-        OSError: The cache cannot be written.
     """
     files = package.manifest.files
     usual = [p for p in PRECISIONS if graph_file("vision", p) in files]

@@ -36,14 +36,13 @@ class Cuda:
     """
 
     def __init__(self, runtime: Any) -> None:
-        """Wrap `cuda.bindings.runtime`."""
         self.runtime = runtime
 
     def __call__(self, function: str, doing: str, *arguments: Any) -> Any:
-        """Call a function; returns None, the value, or a tuple of values.
+        """Call a function for what `doing` says; returns None, the value, or a tuple of values.
 
         Raises:
-            GpuError: The call failed; `doing` describes it, such as "reserve 4 bytes".
+            GpuError: The call failed.
         """
         error, *values = getattr(self.runtime, function)(*arguments)
         if error == self.runtime.cudaError_t.cudaSuccess:
@@ -59,15 +58,11 @@ class Cuda:
 class LibraryLog:
     """Forwards TensorRT's messages to Python's log, and keeps its last errors for exceptions.
 
-    TensorRT returns None or False on failure and reports the reason only to its logger. It uses the
-    first logger of a process for all later objects, so there is only one.
-
-    Attributes:
-        logger: For the library's constructors.
+    TensorRT returns None or False on failure and reports the reason only to the first logger of a
+    process, which it uses for all later objects; so there is only one.
     """
 
     def __init__(self, trt: Any) -> None:
-        """Make the logger, which must derive from TensorRT's class."""
         levels = {
             trt.ILogger.Severity.INTERNAL_ERROR: logging.ERROR,
             trt.ILogger.Severity.ERROR: logging.ERROR,
@@ -95,10 +90,7 @@ class LibraryLog:
         self.logger = Forward()
 
     def take_errors(self) -> str:
-        """The errors since the last call, oldest first, as part of a sentence.
-
-        They may include another lane's errors: TensorRT does not say which lane caused them.
-        """
+        """The errors since the last call, also of other lanes, as part of a sentence."""
         told = []
         while self._errors:
             told.append(self._errors.popleft())
@@ -113,13 +105,7 @@ def library_log(trt: Any) -> LibraryLog:
 
 @dataclass(frozen=True, slots=True)
 class GpuLibraries:
-    """The imported libraries, passed as an argument so that tests can replace them.
-
-    Attributes:
-        trt: The module `tensorrt`.
-        cuda: CUDA's runtime, which raises its errors.
-        log: Log of TensorRT's messages.
-    """
+    """The modules `tensorrt` and `cuda`, and TensorRT's log; tests replace them."""
 
     trt: Any
     cuda: Cuda
@@ -127,11 +113,7 @@ class GpuLibraries:
 
 
 def load_libraries() -> GpuLibraries:
-    """Import TensorRT and CUDA's runtime.
-
-    Raises:
-        MissingRuntimeError: A library is not installed, or cannot be loaded.
-    """
+    """Import TensorRT and CUDA's runtime; MissingRuntimeError if one cannot be loaded."""
     try:
         import tensorrt  # noqa: PLC0415 - only when this runtime is chosen
         from cuda.bindings import runtime  # noqa: PLC0415
@@ -160,8 +142,7 @@ def free_gpu_memory(in_use_bytes: int = 0) -> int | None:
 def device_name(libraries: GpuLibraries) -> str:
     """All that decides whether an engine runs on the first GPU that this process sees.
 
-    Returns:
-        Such as "nvidia-h100-80gb-hbm3-cc-9.0-trt-10.16.1-cuda-13"; a name for a folder.
+    Such as "nvidia-h100-80gb-hbm3-cc-9.0-trt-10.16.1-cuda-13", a name for a folder.
 
     Raises:
         GpuError: There is no GPU or no driver.

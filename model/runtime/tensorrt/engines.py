@@ -38,15 +38,7 @@ _engines = SharedGraphCache()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineKey:
-    """Everything that an engine depends on.
-
-    Attributes:
-        device: GPU and libraries; see `device_name`.
-        part: Graph of the package.
-        precision: Precision of the graph.
-        graph_sha256: Digest of the graph and its weights; see `graph_digest`.
-        profiles: Input shapes.
-    """
+    """Everything that an engine depends on: GPU and libraries, a graph, and input shapes."""
 
     device: str
     part: Part
@@ -64,15 +56,9 @@ class EngineKey:
 
 @dataclass(eq=False)
 class LoadedEngine:
-    """An engine on the GPU, which holds the weights; lanes share it.
+    """An engine on the GPU, which holds the weights, and the types of its inputs and outputs.
 
-    Attributes:
-        engine: TensorRT's engine.
-        runtime: TensorRT's runtime, which must live as long as the engine.
-        inputs: Element types of the inputs.
-        outputs: Element types of the outputs.
-        profiles: Shapes that the engine was built for.
-        lock: Held while an execution context is made.
+    The runtime must live as long as the engine; the lock is held while a context is made.
     """
 
     engine: Any
@@ -200,13 +186,7 @@ def build_engine(
     *,
     progress: Progress = lambda _: None,
 ) -> bytes:
-    """Build an engine, in minutes.
-
-    Args:
-        libraries: TensorRT.
-        graph: The ONNX file; its weights may be in other files.
-        profiles: Shapes to build for.
-        progress: Called from TensorRT's threads with the current step.
+    """Build an engine, in minutes, from an ONNX file for the shapes of these profiles.
 
     Raises:
         GpuError: TensorRT refuses the graph or a profile, or cannot build.

@@ -73,11 +73,6 @@ class Memory:
     """Page-locked memory for tensors, and as much on the GPU, followed by that of activations."""
 
     def __init__(self, cuda: Cuda, num_bytes: int, num_activation_bytes: int) -> None:
-        """Reserve it.
-
-        Raises:
-            GpuError: There is not enough memory; nothing stays reserved.
-        """
         self.num_activation_bytes = num_activation_bytes
         with ExitStack() as cleanup:
 
@@ -101,11 +96,6 @@ class LaneStream:
     """A CUDA stream, and an event to wait for it. Used by one thread at a time."""
 
     def __init__(self, libraries: GpuLibraries) -> None:
-        """Make stream and event.
-
-        Raises:
-            GpuError: The GPU cannot be used; nothing stays allocated.
-        """
         self.libraries, self.cuda = libraries, libraries.cuda
         runtime = self.cuda.runtime
         with ExitStack() as cleanup:
@@ -129,11 +119,7 @@ class LaneStream:
         self.cuda("cudaMemcpyAsync", doing, target, source, num_bytes, kind, self._stream)
 
     def wait(self) -> None:
-        """Sleep until everything on the stream is done.
-
-        Raises:
-            GpuError: Something on it failed.
-        """
+        """Sleep until everything on the stream is done; GpuError if something failed."""
         self.cuda("cudaEventRecord", "mark the end of a batch", self._event, self._stream)
         self.cuda("cudaEventSynchronize", "finish a batch", self._event)
 
@@ -142,11 +128,7 @@ class LaneStream:
         self.cuda.runtime.cudaStreamSynchronize(self._stream)
 
     def record(self, enqueue: Callable[[], None]) -> Any:
-        """Record what is queued as a CUDA graph, ready to launch.
-
-        Raises:
-            GpuError: The work cannot be a graph.
-        """
+        """Record what is queued as a CUDA graph, ready to launch; GpuError if it cannot be one."""
         modes = self.cuda.runtime.cudaStreamCaptureMode
         # The global mode would forbid other lanes to reserve memory during the capture.
         mode = modes.cudaStreamCaptureModeThreadLocal
@@ -174,8 +156,7 @@ class LaneStream:
 class _Run:
     """An execution context, and the places of its tensors for the shapes that it was given.
 
-    A recorded graph is valid only while its context is unchanged, so each batch of a profile has
-    its own. Contexts are cheap: all of a lane work in one piece of memory.
+    A recorded graph is valid only while its context is unchanged, so each batch has its own.
 
     Source: TensorRT documentation, on CUDA graphs and on dynamic shapes.
     """
@@ -195,17 +176,10 @@ class _Run:
 class EngineGraph:
     """One engine on one lane, used for one call at a time; see `model.runtime.graph_runtime.Graph`.
 
-    Attributes:
-        num_bytes: Tensors of its largest prepared run.
-        num_activation_bytes: What its runs work in.
+    All execution contexts are made at first, so that none is made for a request.
     """
 
     def __init__(self, lane: LaneStream, engine: LoadedEngine) -> None:
-        """Make all execution contexts, so that none is made for a request.
-
-        Raises:
-            GpuError: TensorRT refuses a context or a shape.
-        """
         self._lane, self._engine = lane, engine
         self._memory: Memory | None = None
         self._fixed: dict[tuple[int, int], _Run] = {}
@@ -223,15 +197,9 @@ class EngineGraph:
         self.num_activation_bytes = max((run.num_activation_bytes for run in runs), default=0)
 
     def prepare(self, memory: Memory) -> None:
-        """Run each batch of each profile once, and record it as a CUDA graph.
+        """Run each batch of each profile once in this memory, and record it as a CUDA graph.
 
         If a graph cannot be recorded, the log says why, and the kernels are launched one by one.
-
-        Args:
-            memory: Enough for all prepared runs; it must live as long as this graph.
-
-        Raises:
-            GpuError: A run fails.
         """
         self._memory, records = memory, True
         for run in self._fixed.values():
@@ -255,7 +223,6 @@ class EngineGraph:
         Raises:
             Interrupted: `interrupt` was called.
             ValueError: No profile of the engine holds this shape.
-            GpuError: CUDA or TensorRT failed.
         """
         given = {BYTE_PIXELS if n == FLOAT_PIXELS else n: a for n, a in inputs.items()}
         shapes = {name: array.shape for name, array in given.items()}
@@ -285,8 +252,8 @@ class EngineGraph:
     def interrupt(self) -> None:
         """End the running call before its next run; see `Graph.interrupt`.
 
-        CUDA cannot stop started kernels, which use the lane's memory. So the current run of some
-        milliseconds finishes and its result is dropped; further runs of a large batch are skipped.
+        CUDA cannot stop started kernels: the current run of some milliseconds finishes and is
+        dropped.
         """
         call = self._call
         if call is not None:

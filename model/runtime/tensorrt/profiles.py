@@ -53,11 +53,6 @@ def profiles_for(
     Each shape bucket of the manifest has one in which only the batch varies, and so have short and
     long texts. Images of other sizes share the last one and run one at a time: memory for attention
     grows with the fourth power of the side.
-
-    Args:
-        part: The graph.
-        manifest: Of its package.
-        max_batch_patches: Patches of the largest batch; None for as many as `MAX_BATCH` images.
     """
     if part == "text":
         lengths = sorted({min(SHORT_TEXT, manifest.max_text_tokens), manifest.max_text_tokens})

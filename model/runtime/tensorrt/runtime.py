@@ -33,13 +33,6 @@ class TensorRtRuntime(GraphRuntime):
     ) -> None:
         """Load all engines and prepare all runs; building a missing engine takes minutes.
 
-        Args:
-            package: The verified package.
-            choice: Chosen runtime, with the precision of the vision graph.
-            share: Cache of engines and the largest batch; threads do not matter on a GPU.
-            progress: Called with the steps of a build.
-            load: Loads the libraries.
-
         Raises:
             MissingRuntimeError: TensorRT or cuda-python is not installed.
             GpuError: There is no usable GPU, not enough of its memory, or no engine.

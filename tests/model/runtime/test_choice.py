@@ -10,7 +10,7 @@ from model.manifest import Manifest, ParityEntry, ParityLimits
 from model.package import PackageError
 from model.runtime.base import MissingRuntimeError, UnusableRuntimeError
 from model.runtime.choice import Checks, Machine, RuntimeRequest, choose
-from model.runtime.loaded_graphs import vision_file
+from model.runtime.loaded_graphs import loaded_file
 from model.runtime.machine import Hardware, InstalledLibraries, RuntimeName
 from tests.model.runtime.conftest import make_manifest
 
@@ -32,7 +32,7 @@ ALL_GRAPHS = FILES | {graph_file("vision", precision): 1 for precision in PRECIS
 
 def proven(runtime: RuntimeName, precision: Precision) -> ParityEntry:
     return ParityEntry(
-        file=vision_file(runtime, precision),
+        file=loaded_file("vision", runtime, precision),
         runtime=runtime,
         precision=precision,
         reference="torch",

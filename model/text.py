@@ -54,7 +54,13 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: Path | Tokenizer, *, max_tokens: int = 64) -> None:
         if isinstance(tokenizer, Path):
-            self._tokenizer = _read(tokenizer)
+            try:
+                self._tokenizer = Tokenizer.from_file(str(tokenizer))
+            except Exception as error:  # the library raises no other class
+                raise PackageError(
+                    f"{tokenizer} is not a tokenizer of the library tokenizers; export the model "
+                    "again"
+                ) from error
         else:
             self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
         self._tokenizer.no_padding()
@@ -130,15 +136,6 @@ class TextTokenizer:
                     f"the tokenizer takes the text {token.content!r} for a special token; add a "
                     "pre-tokenizer that splits it, and export the model again"
                 )
-
-
-def _read(file: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises no other class
-        raise PackageError(
-            f"{file} is not a tokenizer of the library tokenizers; export the model again"
-        ) from error
 
 
 def fill(name: str, templates: Sequence[str]) -> list[str]:

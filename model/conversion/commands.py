@@ -30,6 +30,7 @@ from model.conversion.convert import ConversionRequest
 from model.conversion.errors import COMPARING, require
 from model.conversion.prepare import Preparer
 from model.conversion.source import (
+    CheckpointSource,
     FolderSource,
     JoinedSource,
     PackageSource,
@@ -74,6 +75,11 @@ class CacheOptions:
         """The folder of the cache."""
         named = self.cache or os.environ.get(VARIABLE) or default_cache(os.environ)
         return Path(named).expanduser()
+
+    def preparer(self, say: "Say") -> Preparer:
+        """What makes packages in the cache, and says its steps and warnings."""
+        cache = PackageCache(self.cache_folder)
+        return Preparer(cache, partial(say, "step"), partial(say, "warning"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,11 +153,10 @@ def convert(
     """Write a model package; returns the exit status."""
 
     def write(say: Say) -> str:
-        request = _request(
-            source, making, name=name, may_be_package=bool(making.precision), is_for_gpus=True
-        )
+        asked = parse_checkpoint(source, may_be_package=bool(making.precision))
+        request = _request(asked, making, name=name, is_for_gpus=True)
         request = replace(request, is_thorough=thorough)
-        return str(_preparer(making, say).write(request, output).path)
+        return str(making.preparer(say).write(request, output).path)
 
     return _report(write)
 
@@ -187,10 +192,21 @@ def prepare(
 
 
 def show(models: Models, /) -> int:
-    """Describe packages; returns the exit status."""
-    return _report(
-        lambda _: "\n\n".join(_described(split_name(one)[1]) for one in split_models(models))
-    )
+    """Describe packages; returns the exit status.
+
+    A checkpoint is only named, since its package is verified as it is made.
+    """
+
+    def describe(_: Say) -> str:
+        told = []
+        for source in (split_name(one)[1] for one in split_models(models)):
+            if isinstance(parse_source(source), PackageSource):
+                told.append(describe_package(open_package(source)))
+            else:
+                told.append(f"{source} is not a package: `{PROGRAM} prepare` converts it")
+        return "\n\n".join(told)
+
+    return _report(describe)
 
 
 def check(
@@ -280,8 +296,6 @@ def build_engine(
 # {"error": "..."}                            the end: a message for the user
 
 Kind = Literal["step", "warning", "result", "error"]
-
-
 Say = Callable[[Kind, str], None]
 # A step of several, as `model.parity.measure.counted` says it.
 NUMBER: Final = re.compile(r"(.*): (\d+) of (\d+)")
@@ -410,47 +424,39 @@ def _report(work: Callable[[Say], str | None], program: Say | None = None) -> in
 
 def end_on_signal() -> None:
     """Turn SIGTERM and Ctrl-C into SystemExit, so that `finally` blocks remove partial files."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise SystemExit(SIGNALLED + number)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end)
-
-
-def _preparer(options: CacheOptions, say: Say) -> Preparer:
-    cache = PackageCache(options.cache_folder)
-    return Preparer(cache, partial(say, "step"), partial(say, "warning"))
-
-
-def _described(source: str) -> str:
-    """Describe a package; a checkpoint is only named, as its package is verified when made."""
-    if isinstance(parse_source(source), PackageSource):
-        return describe_package(open_package(source))
-    return f"{source} is not a package: `python -m model prepare` converts it"
+        signal.signal(number, end)
 
 
 def _prepared(
     models: str, making: MakingOptions, say: Say, *, verify: bool = True
 ) -> list[ModelPackage]:
     """The packages of models, in their order; checkpoints are converted."""
-    sources = [split_name(model)[1] for model in split_models(models)]
-    preparer, has_gpu = _preparer(making, say), this_hardware().has_gpu
-    return [
-        open_package(source, verify=verify)
-        if isinstance(parse_source(source), PackageSource)
-        else preparer.prepare(_request(source, making, is_for_gpus=has_gpu), verify=verify)
-        for source in sources
-    ]
+    preparer, has_gpu = making.preparer(say), this_hardware().has_gpu
+    packages = []
+    for text in (split_name(model)[1] for model in split_models(models)):
+        source = parse_source(text)
+        if isinstance(source, PackageSource):
+            packages.append(open_package(text, verify=verify))
+        else:
+            request = _request(source, making, is_for_gpus=has_gpu)
+            packages.append(preparer.prepare(request, verify=verify))
+    return packages
 
 
 def _request(
-    text: str,
+    source: CheckpointSource | JoinedSource,
     making: MakingOptions,
     *,
     name: str | None = None,
-    may_be_package: bool = False,
     is_for_gpus: bool,
 ) -> ConversionRequest:
     if name is not None:
         check_model_name(name)
-    source = parse_checkpoint(text, may_be_package=may_be_package)
     if isinstance(source, JoinedSource):
         name, base, dense = name or source.name, source.base, source.heads
     else:
@@ -465,11 +471,6 @@ def _request(
         may_fail=usual,
         name=name,
     )
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    del frame
-    raise SystemExit(SIGNALLED + number)
 
 
 def _end_with_stdin() -> None:

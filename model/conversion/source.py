@@ -68,6 +68,11 @@ class HubSource:
 CheckpointSource = FolderSource | HubSource
 
 
+def model_name(text: str) -> str:
+    """Replace the characters that a model's name cannot have."""
+    return NO_NAME.sub("-", text).strip("-._") or "model"
+
+
 @dataclass(frozen=True, slots=True)
 class JoinedSource:
     """A model and the dense heads that were trained on it: `base+heads`."""
@@ -142,13 +147,13 @@ def parse_checkpoint(text: str, *, may_be_package: bool = False) -> CheckpointSo
         SourceError: There is no such source, or it is a package.
     """
     source = parse_source(text, may_extend=may_be_package)
-    if isinstance(source, PackageSource) and may_be_package:
+    if not isinstance(source, PackageSource):
+        return source
+    if may_be_package:
         return FolderSource(BUNDLED.get(source.folder, Path(source.folder)))
-    if isinstance(source, PackageSource):
-        raise SourceError(
-            f"{text!r} is a model package already; serve it, or add graphs to it with --precision"
-        )
-    return source
+    raise SourceError(
+        f"{text!r} is a model package already; serve it, or add graphs to it with --precision"
+    )
 
 
 def _parse_one(text: str) -> CheckpointSource:
@@ -177,11 +182,6 @@ def _parse_one(text: str) -> CheckpointSource:
     return HubSource(match["id"], match["revision"] or DEFAULT_REVISION)
 
 
-def model_name(text: str) -> str:
-    """Replace the characters that a model's name cannot have."""
-    return NO_NAME.sub("-", text).strip("-._") or "model"
-
-
 def _folder(path: Path) -> PackageSource | FolderSource | JoinedSource:
     if (path / MANIFEST_NAME).is_file():
         return PackageSource(str(path))
@@ -208,15 +208,10 @@ def _with_model(path: Path) -> JoinedSource:
     """Join a folder of dense heads with its model, the folder beside it without -dpt."""
     whole = path.absolute()
     beside = whole.with_name(whole.name.removesuffix(DENSE_SUFFIX))
-    if beside == whole or not beside.is_dir():
-        raise SourceError(
-            f"{path} holds dense heads without their model; write MODEL+{path}, as in "
-            f"google/tipsv2-b14+{path}, or put the model's folder beside it, as x beside x-dpt"
-        )
-    model = _folder(beside)
+    model = _folder(beside) if beside != whole and beside.is_dir() else None
     if not isinstance(model, FolderSource):
         raise SourceError(
-            f"{beside}, the folder beside {path}, is no checkpoint; write MODEL+{path} to name the "
-            "model of the heads"
+            f"{path} holds dense heads without a checkpoint of their model; write MODEL+{path}, as "
+            f"in google/tipsv2-b14+{path}, or put its folder beside them, as x beside x-dpt"
         )
     return JoinedSource(model, FolderSource(path))

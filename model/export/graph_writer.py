@@ -136,9 +136,6 @@ def trace_text(text: nn.Module) -> onnx_ir.Model:
 
 def write_graphs(content: PackageContent, folder: Path, progress: Callable[[str], None]) -> None:
     """Write every graph of a package; `model.graphs.graph_file` names them."""
-    unknown = [precision for precision in content.precisions if precision not in PARTS]
-    if unknown:
-        raise ValueError(f"unknown precisions {unknown}; choose from {', '.join(PARTS)}")
     precisions: list[Precision] = list(dict.fromkeys(("fp32", *content.precisions)))
     for part, traced in _traced(content, progress):
         for precision in precisions:

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
@@ -153,13 +154,14 @@ def quantise(graph: onnx_ir.Model, examples: Iterable[Inputs]) -> onnx_ir.Model:
     options: dict[str, Any] = {"WeightSymmetric": True, "ActivationSymmetric": not convolutions}
     if convolutions:
         options["TensorQuantOverrides"] = dict(_narrow_weights(convolutions))
+    rest = iter(examples)
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         is_large = save_graph(graph, before)
         quantize_static(
             before,
             after,
-            _Examples(examples),
+            SimpleNamespace(get_next=lambda: next(rest, None)),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=sorted({node.op_type for node in chosen}),
             nodes_to_quantize=[str(node.name) for node in chosen],
@@ -185,16 +187,6 @@ def calibration_inputs(native: int, unit: int) -> Iterator[Inputs]:
     for index in range(len(images)):
         size_hw = shapes[index % len(shapes)]
         yield {"pixel_values": image_batch(images, size_hw, batch=1, first=index)}
-
-
-class _Examples:
-    """Examples in the form that ONNX Runtime's tool reads."""
-
-    def __init__(self, examples: Iterable[Inputs]) -> None:
-        self._rest = iter(examples)
-
-    def get_next(self) -> Inputs | None:
-        return next(self._rest, None)
 
 
 def _convolutions(model: onnx_ir.Model) -> list[onnx_ir.Node]:
@@ -231,38 +223,30 @@ def _narrow_weights(nodes: Iterable[onnx_ir.Node]) -> Iterator[tuple[str, list[d
 
 
 def _products(model: onnx_ir.Model) -> list[onnx_ir.Node]:
-    """Products of activations with weights; the others get weights of their own."""
-    with_data = set(depending_on_data(model.graph))
-    wanted = _ancestors([out for out in model.graph.outputs if out.name != "value_embeddings"])
-    chosen: list[onnx_ir.Node] = []
-    left_out: list[onnx_ir.Node] = []
-    for node in model.graph:
-        weight = node.inputs[1] if node.op_type == "MatMul" else None
-        is_product = weight is not None and weight.const_value is not None
-        is_chosen = is_product and node in with_data and node in wanted
-        (chosen if is_chosen else left_out).append(node)
-    _give_own_weights(left_out)
-    return chosen
+    """Products of activations with weights; the others get weights of their own.
 
-
-def _give_own_weights(nodes: Sequence[onnx_ir.Node]) -> None:
-    """Copy weights that these nodes share with others, which the tool would quantise for all."""
-    for node in nodes:
-        weight = node.inputs[1] if node.op_type == "MatMul" else None
-        if weight is not None and weight.const_value is not None and len(weight.uses()) > 1:
-            own = onnx_ir.val(f"{weight.name}_float", const_value=weight.const_value)
-            assert node.graph is not None
-            if own.name not in node.graph.initializers:
-                node.graph.register_initializer(own)
-            node.replace_input_with(1, node.graph.initializers[str(own.name)])
-
-
-def _ancestors(outputs: Sequence[onnx_ir.Value]) -> set[onnx_ir.Node]:
-    found: set[onnx_ir.Node] = set()
+    The tool would quantise weights that they share for all.
+    """
+    with_data, wanted = set(depending_on_data(model.graph)), set[onnx_ir.Node]()
+    outputs = (out for out in model.graph.outputs if out.name != "value_embeddings")
     waiting = [node for value in outputs if (node := value.producer()) is not None]
     while waiting:
         node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting += [its for value in node.inputs if value and (its := value.producer())]
-    return found
+        if node not in wanted:
+            wanted.add(node)
+            waiting += node.predecessors()
+    products = [
+        (node, weight)
+        for node in model.graph
+        if node.op_type == "MatMul"
+        and (weight := node.inputs[1])
+        and weight.const_value is not None
+    ]
+    chosen = [node for node, _ in products if node in with_data and node in wanted]
+    for node, weight in products:
+        if node not in chosen and len(weight.uses()) > 1:
+            own = onnx_ir.val(f"{weight.name}_float", const_value=weight.const_value)
+            if own.name not in model.graph.initializers:
+                model.graph.register_initializer(own)
+            node.replace_input_with(1, model.graph.initializers[str(own.name)])
+    return chosen

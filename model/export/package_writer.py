@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, get_args
+from typing import get_args
 
 from torch import nn
 
@@ -17,8 +17,6 @@ from model.parity.gate import prove_package, run_reference
 from model.parity.recorded import write_recorded
 from model.parity.reference import dense_reference, recorded_reference
 from model.runtime.machine import trim
-
-PARTS: Final[tuple[Part, ...]] = get_args(Part)
 
 
 def write_package(
@@ -42,7 +40,11 @@ def write_package(
         ParityError: A graph differs from the model; nothing is written.
     """
     with staged(output) as staging:
-        _write_files(content, staging, progress)
+        progress("writing weights and tokenizer")
+        content.encoder.save(staging)
+        if content.is_graphs_only:
+            (staging / WEIGHTS_FILE).unlink()
+        write_graphs(content, staging, progress)
         # The gate loads the graphs as the server does, which needs a manifest.
         first = write_manifest(staging, content.draft)
         dense = dense_reference(content.dense)
@@ -66,8 +68,8 @@ def _without_failed(
     """Remove failed towers, and what is not used without them; returns the remaining entries."""
     failed, removed = {entry.file for entry in parity if not entry.passed}, set()
     for precision in may_fail:
-        text, every = graph_file("text", precision), {graph_file(p, precision) for p in PARTS}
-        removed |= {text} & failed
+        every = {graph_file(part, precision) for part in get_args(Part)}
+        removed |= {graph_file("text", precision)} & failed
         removed |= every if graph_file("vision", precision) in failed else set()
     for file in sorted(removed):
         progress(f"{file} is left out")
@@ -75,14 +77,6 @@ def _without_failed(
         for path in (folder / file, folder / f"{file}.data"):
             path.unlink(missing_ok=True)
     return [entry for entry in parity if entry.file not in removed]
-
-
-def _write_files(content: PackageContent, folder: Path, progress: Progress) -> None:
-    progress("writing weights and tokenizer")
-    content.encoder.save(folder)
-    if content.is_graphs_only:
-        (folder / WEIGHTS_FILE).unlink()
-    write_graphs(content, folder, progress)
 
 
 def _free_weights(content: PackageContent) -> None:

@@ -75,25 +75,18 @@ def _release_matched_graphs() -> None:
 
 def strip_traces(model: onnx_ir.Model) -> None:
     """Remove paths and stack traces of this machine: private, and most of the bytes."""
-    _forget(model)
-    _forget(model.graph)
-    for value in (*model.graph.inputs, *model.graph.initializers.values()):
-        _forget(value)
-    for node in model.graph.all_nodes():
-        _forget(node)
-        for value in node.outputs:
-            _forget(value)
-
-
-def _forget(part: onnx_ir.Model | onnx_ir.Graph | onnx_ir.Node | onnx_ir.Value) -> None:
-    part.metadata_props.clear()
-    part.doc_string = None
+    graph, nodes = model.graph, list(model.graph.all_nodes())
+    parts: list[onnx_ir.Model | onnx_ir.Graph | onnx_ir.Node | onnx_ir.Value] = [model, graph]
+    parts += [*nodes, *graph.inputs, *graph.initializers.values()]
+    for part in (*parts, *(value for node in nodes for value in node.outputs)):
+        part.metadata_props.clear()
+        part.doc_string = None
 
 
 @contextmanager
 def exportable(module: nn.Module, attention: str = FUSED) -> Iterator[None]:
     """Set evaluation mode and the attention of transformers' models for an export, then restore."""
-    models = list(_transformers_models(module))
+    models = [inner for inner in module.modules() if isinstance(inner, PreTrainedModel)]
     before = [model.config._attn_implementation for model in models]
     modes = [(inner, inner.training) for inner in module.modules()]
     module.eval()
@@ -106,15 +99,6 @@ def exportable(module: nn.Module, attention: str = FUSED) -> Iterator[None]:
             inner.training = is_training
         for model, implementation in zip(models, before, strict=True):
             model.set_attn_implementation(implementation)
-
-
-def _transformers_models(module: nn.Module) -> Iterator[PreTrainedModel]:
-    """Yield the outermost models; each sets its inner ones."""
-    if isinstance(module, PreTrainedModel):
-        yield module
-    else:
-        for child in module.children():
-            yield from _transformers_models(child)
 
 
 def save_graph(model: onnx_ir.Model, path: Path, *, stored_in: Path | None = None) -> bool:
@@ -133,8 +117,7 @@ def save_graph(model: onnx_ir.Model, path: Path, *, stored_in: Path | None = Non
     path.parent.mkdir(parents=True, exist_ok=True)
     is_large = num_bytes > MAX_INLINE_BYTES
     if is_large:
-        with SharedWeights(path.with_name(f"{path.name}.data")) as external:
-            external.take_from(model)
+        _move_weights(model, path.with_name(f"{path.name}.data"))
     elif stored_in is not None:
         _read_from(stored_in, model)
     onnx_ir.save(model, path)
@@ -167,36 +150,19 @@ def _external(
     )
 
 
-class SharedWeights:
-    """The file of a graph's weights; equal tensors are stored once."""
-
-    def __init__(self, path: Path) -> None:
-        """Create the file and its folder."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
-        self._file = path.open("wb")
-        self._places: dict[bytes, int] = {}
-
-    def __enter__(self) -> "SharedWeights":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def take_from(self, model: onnx_ir.Model) -> None:
-        """Move a graph's weights here; save the graph in the folder of this file."""
+def _move_weights(model: onnx_ir.Model, file: Path) -> None:
+    """Move a graph's weights to a file next to it; equal tensors are stored once."""
+    places: dict[bytes, int] = {}
+    with file.open("wb") as stream:
         for value in model.graph.initializers.values():
             weight = value.const_value
-            if weight is not None and weight.nbytes >= MIN_SHARED_BYTES:
-                offset = self._place(weight.tobytes())
-                value.const_value = _external(value, weight, self._path, offset)
-
-    def _place(self, content: bytes) -> int:
-        digest = hashlib.sha256(content).digest()
-        if digest not in self._places:
-            start = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
-            self._file.seek(start)
-            self._file.write(content)
-            self._file.flush()
-            self._places[digest] = start
-        return self._places[digest]
+            if weight is None or weight.nbytes < MIN_SHARED_BYTES:
+                continue
+            content = weight.tobytes()
+            digest = hashlib.sha256(content).digest()
+            if digest not in places:
+                places[digest] = -(-stream.tell() // ALIGNMENT) * ALIGNMENT
+                stream.seek(places[digest])
+                stream.write(content)
+                stream.flush()
+            value.const_value = _external(value, weight, file, places[digest])

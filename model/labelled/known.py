@@ -26,6 +26,7 @@ from model.labelled.sets import (
     Query,
     SegmentationSet,
     SetError,
+    existing,
     images_below,
     maps_of,
     own_queries,
@@ -41,32 +42,21 @@ UNED_INDEXED: Final = frozenset({"gldv2", "inshop", "met"})
 class Known:
     """Facts of a known set; `known.toml` explains them."""
 
-    needs: tuple[str, ...]
-    train_needs: tuple[str, ...]
+    needs: Sequence[str]
+    train_needs: Sequence[str] = ()
     num_images: int
     source: str
-    published: tuple[Published, ...]
+    published: Sequence[Published]
 
 
-def _facts() -> dict[str, Known]:
-    text = Path(__file__).with_name("known.toml").read_text(encoding="utf-8")
-    fields = ("model", "metric", "value", "protocol")
-    return {
-        name: Known(
-            needs=tuple(row["needs"]),
-            train_needs=tuple(row.get("train_needs", ())),
-            num_images=row["num_images"],
-            source=row["source"],
-            published=tuple(
-                Published(task=row["task"], **dict(zip(fields, one, strict=True)))
-                for one in row.get("published", ())
-            ),
-        )
-        for name, row in tomllib.loads(text).items()
-    }
+def _known(row: dict[str, Any]) -> Known:
+    task = row.pop("task", "")
+    published = [Published(model, task, *score) for model, *score in row.pop("published", ())]
+    return Known(**row, published=published)
 
 
-KNOWN: Final = _facts()
+_TABLE: Final = Path(__file__).with_name("known.toml").read_text(encoding="utf-8")
+KNOWN: Final = {name: _known(row) for name, row in tomllib.loads(_TABLE).items()}
 
 
 def read_known(name: str, folder: Path) -> ImageSet:
@@ -115,7 +105,7 @@ def _pascal(
     images = [folder / "JPEGImages" / f"{stem}.jpg" for stem in stems]
     return SegmentationSet(
         name="",
-        images=_existing(images),
+        images=_sources(images),
         maps=maps_of(images, folder / "JPEGImages", folder / masks),
         names=names,
         reduce_zero_label=reduce_zero_label,
@@ -128,7 +118,7 @@ def _karpathy(folder: Path, *, file: str, images: str) -> CaptionedSet:
     rows = [row for row in listed if row["split"] == "test"]
     paths = [folder / row.get("filepath", images) / row["filename"] for row in rows]
     captions = [[one["raw"].strip() for one in row["sentences"]] for row in rows]
-    return CaptionedSet(name="", images=_existing(paths), captions=captions)
+    return CaptionedSet(name="", images=_sources(paths), captions=captions)
 
 
 def _docci(folder: Path) -> CaptionedSet:
@@ -137,7 +127,7 @@ def _docci(folder: Path) -> CaptionedSet:
     rows = [row for line in lines if line if (row := _json(line, file))["split"] == "test"]
     return CaptionedSet(
         name="",
-        images=_existing(folder / "images" / row["image_file"] for row in rows),
+        images=_sources(folder / "images" / row["image_file"] for row in rows),
         captions=[[row["description"]] for row in rows],
     )
 
@@ -179,15 +169,10 @@ def _nyuv2(folder: Path, split: str = "test") -> DepthSet:
     """
     images = sorted((folder / "official_splits" / split).glob("*/rgb_*.jpg"))
     maps = [path.with_name(f"sync_depth_{path.stem.removeprefix('rgb_')}.png") for path in images]
-    missing = [path for path in maps if not path.is_file()]
-    if missing:
-        raise SetError(
-            f"{len(missing)} of {len(maps)} depth maps are missing, such as {missing[0]}."
-        )
     return DepthSet(
         name="",
         images=[ImageSource(path) for path in images],
-        maps=maps,
+        maps=existing(maps, "depth maps"),
         range_m=(1e-3, 10.0),
         crop=(45, 471, 41, 601),
         size_hw=(480, 640),
@@ -238,7 +223,7 @@ def _uned_split(folder: Path, name: str, split: str) -> tuple[list[ImageSource],
         rows = [(row["path"], row["class_id"]) for row in _json(file.read_text("utf-8"), file)]
     except (OSError, KeyError, TypeError) as error:
         raise SetError(f"{file} is no list of images as UnED has it.") from error
-    images = _existing(_uned_image(folder / "images" / path) for path, _ in rows)
+    images = _sources(_uned_image(folder / "images" / path) for path, _ in rows)
     return images, [one if isinstance(one, list) else [one] for _, one in rows]
 
 
@@ -257,12 +242,8 @@ def _json(text: str, file: Path) -> Any:
         raise SetError(f"{file} is no JSON.") from error
 
 
-def _existing(paths: Iterable[Path]) -> list[ImageSource]:
-    listed = list(paths)
-    missing = [path for path in listed if not path.is_file()]
-    if missing:
-        raise SetError(f"{len(missing)} of {len(listed)} images are missing, such as {missing[0]}.")
-    return [ImageSource(path) for path in listed]
+def _sources(paths: Iterable[Path]) -> list[ImageSource]:
+    return [ImageSource(path) for path in existing(paths)]
 
 
 CONTEXT: Final = read_names(NAMES / "context59.txt")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from model.labelled.sets import DepthSet, Floats, ImageSource, NormalSet, SetError
+from model.labelled.sets import DepthSet, Floats, ImageSource, NormalSet, SetError, existing
 
 # Folders of an object: photographs of it in different places, and series of photographs in one.
 WILD, MULTIVIEW = "wild_set", "multiview_*"
@@ -113,10 +113,7 @@ def read_navi(folder: Path, scenes: str) -> list[NaviImage]:
                 )
         except (ValueError, KeyError, TypeError) as error:
             raise SetError(f"{listed} is no list of images as NAVI has it.") from error
-    files = [file for image in found for file in (image.path, image.depth)]
-    missing = [file for file in files if not file.is_file()]
-    if missing:
-        raise SetError(f"{len(missing)} of {len(files)} files are missing, such as {missing[0]}.")
+    existing((file for image in found for file in (image.path, image.depth)), "files")
     return found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from model.labelled.sets import ImageSource, SegmentationSet, SetError
+from model.labelled.sets import ImageSource, SegmentationSet, SetError, existing
 from model.scores.pixels import BACKGROUND, NO_CLASS
 
 FILE: Final = "annotations.json"
@@ -78,9 +78,7 @@ def read_polygons(folder: Path) -> PolygonSet:
         raise SetError(
             f"{file} cannot be read as COCO's format with polygons: {error!r}."
         ) from error
-    missing = [image.path for image in found if not image.path.is_file()]
-    if missing:
-        raise SetError(f"{len(missing)} of {len(found)} images are missing, such as {missing[0]}.")
+    existing(image.path for image in found)
     stuff = frozenset(k for k, one in enumerate(categories) if not one.get("isthing", 1))
     return PolygonSet(
         name=folder.resolve().name,

@@ -66,7 +66,7 @@ class ImageSource:
             raise SetError(f"{self} cannot be read: {error.strerror}.") from error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Published:
     """A published score of a known set: in percent, or in the metric's unit, by a protocol."""
 
@@ -382,13 +382,19 @@ def maps_of(
     for path in images:
         files = [(folder / path.relative_to(root)).with_suffix(suffix) for suffix in suffixes]
         found.append(next((file for file in files if file.is_file()), files[-1]))
-    missing = [path for path in found if not path.is_file()]
+    advice = f": each image needs a {' or '.join(suffixes)} file of its name"
+    return existing(found, noun, advice)
+
+
+def existing(paths: Iterable[Path], noun: str = "images", advice: str = "") -> list[Path]:
+    """These files; SetError with one that is missing."""
+    listed = list(paths)
+    missing = [path for path in listed if not path.is_file()]
     if missing:
         raise SetError(
-            f"{len(missing)} of {len(found)} {noun} are missing, such as {missing[0]}: each image "
-            f"needs a {' or '.join(suffixes)} file of its name."
+            f"{len(missing)} of {len(listed)} {noun} are missing, such as {missing[0]}{advice}."
         )
-    return found
+    return listed
 
 
 def read_classes(folder: Path) -> LabelledSet:

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -39,12 +40,14 @@ from model.conversion.source import (
     split_models,
     split_name,
 )
-from model.graphs import USUAL_PRECISIONS, Precision
+from model.graphs import USUAL_PRECISIONS, Precision, graph_file
 from model.manifest import MANIFEST_NAME, check_model_name
 from model.package import ModelPackage, open_package
 from model.publication import Repository
+from model.runtime.base import LaneShare
+from model.runtime.choice import RuntimeChoice
 from model.runtime.machine import this_hardware
-from model.runtime.tensorrt import command as engines
+from model.runtime.tensorrt.runtime import TensorRtRuntime
 
 PROGRAM: Final = "python -m model"
 MODELS_HELP: Final = (
@@ -52,6 +55,7 @@ MODELS_HELP: Final = (
     "separated by commas, each optionally as name=source."
 )
 SUMMARY: Final = "Converts released weights into model packages, and manages packages."
+ENGINE_PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "bf16", "fp16")
 THOROUGH_HELP: Final = (
     "Compare on all sizes: also on twice the native size and on batches of it, which takes many "
     "times as long with a large model."
@@ -132,7 +136,8 @@ def new_app() -> App:
         show: "Verify and describe model packages.",
         check: "Compare a package's graphs with its model, on every backend of this machine.",
         publish: "Copy a verified package to a folder that a server reads.",
-        build_engine: engines.HELP,
+        build_engine: "Build a package's TensorRT engines into the cache, on a GPU like the one "
+        "that will serve.",
     }
     for command, text in helps.items():
         app.command(command, help=text)
@@ -275,15 +280,31 @@ def build_engine(
     models: Models,
     /,
     *,
-    build: Annotated[engines.BuildOptions, Parameter(name="*")] = engines.BuildOptions(),
+    max_batch_patches: Annotated[
+        int | None, Parameter(help="As the service's setting, if that is set. Default: 64 images.")
+    ] = None,
+    precision: Annotated[
+        tuple[Precision, ...],
+        Parameter(
+            help="May be repeated. Default: all precisions of the package except int8.",
+            show_default=False,
+        ),
+    ] = (),
     cache: Annotated[CacheOptions, Parameter(name="*")] = CacheOptions(),
 ) -> int:
-    """Build engines into the cache; returns the exit status."""
+    """Build engines into the cache, and run each batch once; returns the exit status."""
 
     def build_all(say: Say) -> None:
-        making = MakingOptions(cache=cache.cache, precision=build.precision)
+        share = LaneShare(cache=cache.cache_folder, max_batch_patches=max_batch_patches)
+        making = MakingOptions(cache=cache.cache, precision=precision)
         for package in _prepared(models, making, say):
-            engines.run(build, package, cache.cache_folder, partial(say, "step"))
+            files = package.manifest.files
+            usual = [p for p in ENGINE_PRECISIONS if graph_file("vision", p) in files]
+            for one in precision or usual:
+                began = time.monotonic()
+                choice = RuntimeChoice(runtime="tensorrt", precision=one, device="gpu", reason="")
+                TensorRtRuntime(package, choice, share, progress=partial(say, "step")).close()
+                say("step", f"{one}: ready after {time.monotonic() - began:.0f} s")
 
     return _report(build_all)
 

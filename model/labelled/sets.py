@@ -158,12 +158,8 @@ class SegmentationSet(MapSet):
     def _read(self, index: int) -> NDArray[np.int64]:
         """Class of every pixel; -1 is label 255, -2 is label 0 if it means no class."""
         path = self.maps[index]
-        mode, labels_HW = _read_png(path)
-        if mode not in MASK_MODES:
-            raise SetError(
-                f"{path}: a mask is a grey or palette image with a label in each pixel, this one "
-                f"is {mode}."
-            )
+        meaning = "a mask is a grey or palette image with a label in each pixel"
+        labels_HW = _read_png(path, MASK_MODES, meaning)
         classes_HW: NDArray[np.int64] = labels_HW.astype(np.int64)
         is_ignored_HW = classes_HW == IGNORED
         is_none_HW = (classes_HW == 0) & self.reduce_zero_label
@@ -200,12 +196,8 @@ class DepthSet(MapSet):
         if path.suffix == ".npy":
             depth_HW = _read_npy(path, "depth in metres has a floating-point number", ())
         else:
-            mode, pixels_HW = _read_png(path)
-            if mode not in ("I", "I;16"):
-                raise SetError(
-                    f"{path}: a depth PNG is grey, with millimetres in 16 bits, this one is {mode}."
-                )
-            depth_HW = pixels_HW / 1000.0
+            meaning = "a depth PNG is grey, with millimetres in 16 bits"
+            depth_HW = _read_png(path, ("I", "I;16"), meaning) / 1000.0
         nearest_m, farthest_m = self.range_m
         depth_HW[~((depth_HW > nearest_m) & (depth_HW < farthest_m))] = np.nan
         if self.size_hw is not None and depth_HW.shape != self.size_hw:
@@ -230,10 +222,7 @@ class NormalSet(MapSet):
         if path.suffix == ".npy":
             normals_HW3 = _read_npy(path, "normals have three floating-point numbers", (3,))
         else:
-            mode, pixels = _read_png(path)
-            if mode != "RGB":
-                raise SetError(f"{path}: a PNG of normals is RGB, this one is {mode}.")
-            normals_HW3 = pixels / 127.5 - 1
+            normals_HW3 = _read_png(path, ("RGB",), "a PNG of normals is RGB") / 127.5 - 1
         length_HW1 = np.linalg.norm(normals_HW3, axis=-1, keepdims=True)
         # Black or white pixels have the length 1.73, grey ones 0.
         is_unit_HW1 = np.abs(length_HW1 - 1) < UNIT_TOLERANCE
@@ -257,13 +246,16 @@ def _read_npy(path: Path, meaning: str, ends: tuple[int, ...]) -> Floats:
     return numbers
 
 
-def _read_png(path: Path) -> tuple[str, NDArray[Any]]:
-    """Mode and pixels."""
+def _read_png(path: Path, modes: Sequence[str], meaning: str) -> NDArray[Any]:
+    """Pixels of an image of these modes."""
     try:
         with Image.open(path) as image:
-            return image.mode, np.asarray(image)
+            mode, pixels = image.mode, np.asarray(image)
     except (OSError, UnidentifiedImageError) as error:
         raise SetError(f"{path} is no image that can be read.") from error
+    if mode not in modes:
+        raise SetError(f"{path}: {meaning}, this one is {mode}.")
+    return pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,7 @@ from model.labelled import sets
 from model.labelled.polygons import read_polygons
 from model.labelled.sets import BACKGROUND_NAME, SegmentationSet, SetError, Split
 from model.scores.bootstrap import Interval, bootstrap
-from model.scores.maps import angles, depth_scores
-from model.scores.pixels import NO_CLASS, Pixels, count_pixels
+from model.scores.pixels import NO_CLASS, Pixels, angles, count_pixels, depth_scores
 from model.scores.ranking import Ranking, rank
 from model.segmentation import l2_normalize
 from tipserve_cli.evaluation.answers import Answers, Question

@@ -17,8 +17,7 @@ from model.graphs import DenseTask
 from model.labelled.sets import DEPTH, NORMALS, OWN_SEGMENTATION
 from model.manifest import ScoreEntry
 from model.scores.bootstrap import bootstrap
-from model.scores.maps import angles, depth_scores
-from model.scores.pixels import Pixels, count_pixels
+from model.scores.pixels import Pixels, angles, count_pixels, depth_scores
 from model.winner_map import find_winners
 from training.dense.encoder import Embeddings
 from training.dense.head import EmbeddingHead

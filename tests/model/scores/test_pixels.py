@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from model.scores.maps import angles, depth_scores
+from model.scores.pixels import angles, depth_scores
 
 
 def test_a_factor_of_just_1_25_is_not_within_it() -> None:

@@ -131,10 +131,7 @@ class CellVision(nn.Module):
         return _unit(self.space(logits_BNC.softmax(dim=-1)))
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Encode images.
-
-        Args:
-            pixel_values: float32 [B, 3, H, W] in [0, 1]; H and W multiples of 64.
+        """Encode images, float32 [B, 3, H, W] in [0, 1]; H and W multiples of 64.
 
         Returns:
             cls1 and cls2 [B, D] of the mean cell, cells [B, N, D], and cells averaged with alike

@@ -42,14 +42,11 @@ class _Table(BaseModel):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GeneralWords:
-    """The general words of a package.
+    """The general words of a package, in lower case, with the names of their members.
 
-    Attributes:
-        members_of: Names of the members of each word, which is in lower case.
-        vectors: float32 [V, D] of each word: the direction of its members' mean, of unit length,
-            and its members, of the length `MEMBER_LENGTH`. Each of these is the mean of a member
-            and of all of them, which keeps a word with many members from winning wherever one of
-            them fits by chance.
+    `vectors` are float32 [V, D] of each word: the direction of its members' mean, of unit length,
+    and its members, of the length `MEMBER_LENGTH`. Each of these is the mean of a member and of all
+    of them, which keeps a word with many members from winning wherever one of them fits by chance.
     """
 
     members_of: Mapping[str, Sequence[str]]

@@ -71,13 +71,10 @@ class SegmentationMap:
     """A label for every pixel.
 
     Attributes:
-        labels_HW: 0 for background, k for the k-th class; uint8 if that is large enough, else
-            uint16.
+        labels_HW: 0 for background, k for the k-th class; uint8 if that is large enough, or uint16.
         counts: Pixels of background and then of each class.
-        score_HW: float32; cosine of the best class, also where the label is background. None if
-            not requested.
+        score_HW: float32; cosine of the best class, also where the label is background, if asked.
         cosine_Khw: float32; cosine of every class, then every background class, at every patch.
-            None if not requested.
         floor_K: Cosine that a pixel of each of these has at least; None without such a rule.
     """
 

@@ -17,15 +17,7 @@ RELEASED_NATIVE_SIZE = 448
 class Variant:
     """One size of the family; both towers have one width and there is no projection between them.
 
-    Attributes:
-        name: As in the released models' names: tipsv2-b14.
-        width: D of both towers.
-        heads: Attention heads of both towers.
-        vision_layers: Blocks of the vision tower.
-        vision_mlp: Hidden width of its feed-forward layers; for SwiGLU of gate and value each.
-        swiglu: Whether the feed-forward layers are SwiGLU instead of an MLP with GELU.
-        text_layers: Blocks of the text tower.
-        text_mlp: Hidden width of its MLPs.
+    Hidden widths are those of feed-forward layers; for SwiGLU of gate and value each.
     """
 
     name: str

@@ -29,8 +29,7 @@ class WinnerMap:
     """The best class of every pixel, filled tile by tile.
 
     Attributes:
-        labels_HW: k for the k-th class from 1, the first of equal ones; uint8 if that is large
-            enough, else uint16.
+        labels_HW: k for the k-th class from 1, the first of equal ones; uint8 or uint16.
         score_HW: Value of the best class; None if not requested.
         counts: Pixels of each label, from 0.
     """

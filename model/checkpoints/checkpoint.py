@@ -71,11 +71,7 @@ def name_some(names: Iterable[str]) -> str:
 
 
 def refuse_pickles(folder: Path) -> None:
-    """Refuse a folder that holds a pickle, although none is ever opened.
-
-    Raises:
-        CheckpointError: The folder holds a pickle.
-    """
+    """CheckpointError if a folder holds a pickle, although none is ever opened."""
     pickles = [path.name for path in folder.iterdir() if path.suffix.lower() in PICKLES]
     if pickles:
         raise CheckpointError(

@@ -95,13 +95,7 @@ def _one(folder: Path, suffix: str) -> Path:
 
 
 def pair_config(folder: Path, vision: Arrays, text: Arrays, temperature: float) -> Tipsv2Config:
-    """Configuration of the model that two official files hold.
-
-    Args:
-        folder: What error messages name.
-        vision: Arrays of the vision file.
-        text: Arrays of the text file.
-        temperature: The learnt temperature.
+    """Configuration of the model that two official files of a folder hold.
 
     Raises:
         CheckpointError: An array that determines a size is missing or impossible, or the towers are

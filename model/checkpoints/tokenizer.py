@@ -32,14 +32,11 @@ BPE = 2
 
 
 def read_tokenizer(folder: Path, *, vocab_size: int) -> tuple[Tipsv2Tokenizer, Path]:
-    """Read `tokenizer.json`, or `tokenizer.model` if there is none.
+    """Read `tokenizer.json`, or `tokenizer.model` if there is none, and return its path too.
 
     Args:
         folder: Folder of the checkpoint.
         vocab_size: Rows of the text tower's token embeddings.
-
-    Returns:
-        The tokenizer and its file.
 
     Raises:
         CheckpointError: Both files are missing, or the tokenizer is invalid or of another model.

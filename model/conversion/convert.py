@@ -54,12 +54,8 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
         progress: Called with each step.
 
     Raises:
-        MissingExtraError: torch or another library for conversion is not installed.
-        CheckpointError: A checkpoint is broken, or of an unsupported model.
-        EncoderError: torch cannot load the encoder of a package.
-        ParityError: A graph differs from the model.
-        CacheError: The folder cannot be written, such as on a full disk.
-        ValueError: `output` holds something else.
+        ValueError: A library or a source is missing, a checkpoint is broken or not supported, a
+            graph differs from the model, or the folder cannot be written.
     """
     require(CONVERTING, purpose="converting a checkpoint")
     base = _local(request.base, progress)

@@ -56,16 +56,10 @@ def add_heads(
 ) -> ModelPackage:
     """Write a package with these heads; all other graphs are copied byte for byte.
 
-    Args:
-        package: Without dense heads, or with such as this function has added: of these, the ones
-            for other tasks stay.
-        heads: The new heads.
-        output: The new package's folder; absent, empty, or an older package.
-        progress: Called with each step.
+    Heads for other tasks that this function has added before stay.
 
     Raises:
-        ValueError: The package has dense heads of its own, or `output` is no package and not
-            empty.
+        ValueError: The package has dense heads of its own, or `output` is no package and not empty.
         ParityError: A graph differs from its module; nothing is written.
     """
     manifest = package.manifest

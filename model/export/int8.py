@@ -124,14 +124,10 @@ def _insert(
 def quantise(graph: onnx_ir.Model, examples: Iterable[Inputs]) -> onnx_ir.Model:
     """Quantise weights and activations of a float32 graph with ONNX Runtime's tool.
 
-    The tool writes QuantizeLinear and DequantizeLinear around operators, which runtimes compute in
-    int8.
-
     A network of attention has its products of activations with weights quantised. All is symmetric,
     which TensorRT requires. Float32 remain products of two activations (attention), whose ranges
     change with the image; patch and position embeddings, which are little work; and the value path
-    of the last block, which segmentation compares patch by patch and which is the work of one
-    block.
+    of the last block, which segmentation compares patch by patch.
 
     A network of convolutions has those quantised, from the first large one on, with the sums and
     ReLU6 between them; earlier ones have few weights, and their rounding changes most. Products of

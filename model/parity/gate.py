@@ -63,9 +63,6 @@ def run_reference(
         dense: The package's heads in torch; without them no head is measured.
         is_thorough: Measure on all sizes; see `image_inputs`.
         progress: Called with each step.
-
-    Raises:
-        ParityError: No runtime is installed.
     """
     _planned(package)
     tokenizer = TextTokenizer.from_package(package)
@@ -110,10 +107,7 @@ def prove_heads(
 ) -> list[ParityEntry]:
     """Compare the graphs of heads that read embeddings with torch, on every CPU backend.
 
-    Args:
-        package: Its towers are not compared; torch reads the embeddings of its first runtime.
-        heads: In float32 and evaluation mode.
-        progress: Called with each step.
+    Towers are not compared: torch reads the embeddings of the package's first runtime.
 
     Raises:
         ParityError: A graph exceeds its limits, or no runtime is installed.
@@ -192,11 +186,7 @@ def plan_proofs(manifest: Manifest, machine: Machine) -> list[Proof]:
 
 
 def require(entries: Sequence[ParityEntry]) -> None:
-    """Check that all graphs are within their limits.
-
-    Raises:
-        ParityError: A graph exceeds a limit.
-    """
+    """ParityError unless all graphs are within their limits."""
     for entry in entries:
         if not entry.passed:
             raise ParityError(

@@ -105,13 +105,7 @@ def read_recorded(package: ModelPackage) -> Reference | None:
 def check_runtime(
     reference: Reference, package: ModelPackage, choice: RuntimeChoice, runtime: Runtime
 ) -> list[ParityEntry]:
-    """Compare what a runtime computes here with the reference outputs.
-
-    Args:
-        reference: From `read_recorded`.
-        package: Its manifest has the parity entries that the runtime was loaded with.
-        choice: What the runtime was loaded for.
-        runtime: The loaded runtime.
+    """Compare what a runtime computes here with the reference outputs of `read_recorded`.
 
     Returns:
         An entry for each graph that the reference has outputs of. Float32 on a GPU is held to the

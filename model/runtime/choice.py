@@ -221,8 +221,7 @@ def choose_runtime(
         checks: What was measured before, and whether the choice will be.
 
     Raises:
-        UnusableRuntimeError: A name is unknown, the names do not fit together, or this machine
-            cannot compute so.
+        UnusableRuntimeError: A name is unknown, or names or machine do not fit together.
         MissingRuntimeError: The library is not installed.
         PackageError: The package has no graph for it.
     """

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playwright
 
 from model.package import ModelPackage
-from tests.processes.server import LIMIT_S, Server, start_server
+from tests.processes.server import LIMIT_S, ROOT, Server, start_server
 from tests.promises.test_page import (
     CLASSES,
     FLAGS,
@@ -29,11 +28,10 @@ from tests.promises.test_page import (
     labels_of,
     pixels_of_layer,
 )
-from tests.tools import find_tool
+from tests.tools import find_tool, run
 
-AXE = Path(".tools/axe/node_modules/axe-core/axe.min.js")
+AXE = ROOT / ".tools/axe/node_modules/axe-core/axe.min.js"
 IS_IDLE = "document.body.ariaBusy === 'false'"
-LEVEL = 0.5
 SCENE_SHAPE = (448, 448, 3)
 # The page's colours of a scale from 0 to 1, at even steps.
 VIRIDIS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)])
@@ -42,8 +40,8 @@ SET = """([selector, value]) => {
   slider.value = value;
   slider.dispatchEvent(new Event("input", {bubbles: true}));
 }"""
-Open = Callable[..., Page]
 ELSEWHERE = "https://images.example.org"
+Open = Callable[..., Page]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +62,8 @@ def browser() -> Iterator[Browser]:
 def open_page(browser: Browser, service: Server) -> Iterator[Open]:
     """Open the page; at the end, no request has left for elsewhere and no error was logged."""
     complaints: list[str] = []
-    contexts = []
+    elsewhere: list[str] = []
+    contexts: list[BrowserContext] = []
 
     def make(path: str = "/", at: Server = service, **options: Any) -> Page:
         context = browser.new_context(accept_downloads=True, **options)
@@ -72,27 +71,20 @@ def open_page(browser: Browser, service: Server) -> Iterator[Open]:
         context.set_default_timeout(1000 * LIMIT_S)
         context.grant_permissions(["clipboard-read", "clipboard-write"], origin=at.rest)
         context.add_init_script(KEEP_DRAWN)
-        page = context.new_page()
+        page, own = context.new_page(), (at.rest, "blob:", "data:", ELSEWHERE)
         page.on("pageerror", lambda error: complaints.append(str(error)))
-
-        def on_console(line: Any) -> None:
-            # The page shows a refused image. Warnings are about this test's reading of layers.
-            if line.type == "error" and "status of 422" not in line.text:
-                complaints.append(line.text)
-
-        def on_request(request: Any) -> None:
-            if not request.url.startswith((at.rest, "blob:", "data:", ELSEWHERE)):
-                complaints.append(f"a request to {request.url}")
-
-        page.on("console", on_console)
-        page.on("request", on_request)
+        page.on("request", lambda r: elsewhere.extend([r.url] * (not r.url.startswith(own))))
+        page.on("console", lambda said: complaints.extend([said.text] * (said.type == "error")))
         page.goto(at.rest + path)
         return page
 
     yield make
     for context in contexts:
         context.close()
-    assert complaints == []
+    # The page says why an image is refused.
+    expected = ("status of 422", "https://other.example.org")
+    assert [one for one in complaints if not any(part in one for part in expected)] == []
+    assert elsewhere == []
 
 
 def wait(page: Page, condition: str) -> None:
@@ -123,33 +115,26 @@ def copied(page: Page, button: str) -> str:
     wait(page, "document.querySelector('#toast').textContent === 'Copied.'")
     text: str = page.evaluate("navigator.clipboard.readText()")
     page.evaluate("document.querySelector('#toast').textContent = ''")
-    return text
+    return text.replace("scene.png", str(SCENE)) if button != "#copy-link" else text
 
 
 def run_curl(page: Page, folder: Path, name: str) -> bytes:
     """What the copied line of curl stores under a name."""
-    line = copied(page, "#copy-curl").replace("scene.png", str(SCENE))
-    subprocess.run(["bash", "-c", f"{line} -sS --fail"], cwd=folder, check=True, timeout=LIMIT_S)
+    done = run("bash", "-c", f"{copied(page, '#copy-curl')} -sS --fail", cwd=folder)
+    assert done.returncode == 0, done.stderr
     return (folder / name).read_bytes()
 
 
 def run_python(page: Page) -> Any:
     """The answer of the copied lines of Python."""
     found: dict[str, Any] = {}
-    code = copied(page, "#copy-python").replace("scene.png", str(SCENE))
-    exec(compile(code, "copied", "exec"), found)
+    exec(compile(copied(page, "#copy-python"), "copied", "exec"), found)
     return found["answer"]
-
-
-def canvas_box(page: Page) -> Any:
-    box = page.locator("#stage canvas").bounding_box()
-    assert box is not None
-    return box
 
 
 def move_to(page: Page, x: float, y: float) -> None:
     """Move the pointer to a place of the image, as shares of its sides."""
-    box = canvas_box(page)
+    box: Any = page.locator("#stage canvas").bounding_box()
     page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
 
 
@@ -168,11 +153,9 @@ def pixels_of(content: bytes) -> NDArray[np.uint8]:
 
 def map_of(service: Server, task: str) -> NDArray[np.float32]:
     """The API's map of the scene, at the size of the head's output."""
-    url = f"{service.rest}/v1/images:{task}?size=model"
-    headers = {"Accept": "application/x-npy"}
-    files = {"image": SCENE.read_bytes()}
-    content = httpx.post(url, files=files, headers=headers, timeout=LIMIT_S).content
-    found: NDArray[np.float32] = np.squeeze(np.load(io.BytesIO(content)))
+    url, headers = f"{service.rest}/v1/images:{task}?size=model", {"Accept": "application/x-npy"}
+    answer = httpx.post(url, files={"image": SCENE.read_bytes()}, headers=headers, timeout=LIMIT_S)
+    found: NDArray[np.float32] = np.squeeze(np.load(io.BytesIO(answer.content)))
     return found
 
 
@@ -187,8 +170,8 @@ def test_the_background_follows_its_slider_and_one_class_is_shown_alone(
 ) -> None:
     page = open_page()
     upload_scene(page)
-    answer = fine_mask(page, lambda: page.evaluate(SET, ["#level", LEVEL]), 3)
-    assert f"background_level={LEVEL}" in answer.url
+    answer = fine_mask(page, lambda: page.evaluate(SET, ["#level", 0.5]), 3)
+    assert "background_level=0.5" in answer.url
     labels = labels_of(answer)
     assert 0 < (labels == 0).mean() < 1
     largest = int(np.bincount(labels[labels > 0]).argmax())
@@ -233,7 +216,7 @@ def test_files_lines_of_code_and_the_link_repeat_what_is_shown(
     assert again.is_checked("[value=heat]")
 
 
-def test_a_link_opens_an_image_of_an_allowed_host(open_page: Open, service: Server) -> None:
+def test_a_link_opens_an_image_of_an_allowed_host_only(open_page: Open, service: Server) -> None:
     page, asked = open_page(), []
 
     def answer(route: Route) -> None:
@@ -246,21 +229,11 @@ def test_a_link_opens_an_image_of_an_allowed_host(open_page: Open, service: Serv
     page.evaluate("link => { location.hash = link; }", link)
     page.wait_for_function(HAS_MASK.format(len(CLASSES)))
     assert copied(page, "#copy-link") == f"{service.rest}/#{link}"
-    assert "scene.png" in copied(page, "#copy-curl")
+    assert str(SCENE) in copied(page, "#copy-curl")
     assert len(asked) == 1
     assert not {"cookie", "referer", "x-api-key"} & asked[0].keys()
-
-
-def test_the_page_says_why_it_opens_no_image_of_another_host(
-    browser: Browser, service: Server
-) -> None:
-    page = browser.new_page()
-    requests: list[str] = []
-    page.on("request", lambda request: requests.append(request.url))
-    page.goto(f"{service.rest}/#image=https://other.example.org/a.png&words=sky")
-    wait(page, "document.querySelector('#toast').textContent.includes('setting url_hosts')")
-    assert all(url.startswith((service.rest, "blob:")) for url in requests)
-    page.context.close()
+    refused = open_page("/#image=https://other.example.org/a.png&words=sky")
+    wait(refused, "document.querySelector('#toast').textContent.includes('setting url_hosts')")
 
 
 def test_views_are_the_apis_and_the_status_shows_the_stages_of_their_request(
@@ -270,13 +243,11 @@ def test_views_are_the_apis_and_the_status_shows_the_stages_of_their_request(
     page.set_input_files("#file", SCENE)
     page.click("#tab-features")
     wait(page, IS_IDLE)
-    shown = pixels_of(run_curl(page, tmp_path, "colors.png"))
-    np.testing.assert_array_equal(layer_of(page), shown)
+    np.testing.assert_array_equal(layer_of(page), pixels_of(run_curl(page, tmp_path, "colors.png")))
     page.check("[value=groups]")
     enter(page, "#group-count", "4")
     wait(page, IS_IDLE)
-    shown = pixels_of(run_curl(page, tmp_path, "groups.png"))
-    np.testing.assert_array_equal(layer_of(page), shown)
+    np.testing.assert_array_equal(layer_of(page), pixels_of(run_curl(page, tmp_path, "groups.png")))
     assert run_python(page).max() == 4
     page.click("#tab-status")
     wait(page, "document.querySelector('#statistics').textContent.includes('in the queue')")
@@ -299,9 +270,7 @@ def test_an_example_finds_its_like_in_this_image_and_in_another(
     assert (labels_of(answer) > 0).any()
     body: Any = answer.request.post_data_json
     box = body["classes"][0]["examples"][0]["box"]
-    height, width, _ = SCENE_SHAPE
-    wanted = [0.55 * width, 0.2 * height, 0.15 * width, 0.2 * height]
-    np.testing.assert_allclose(box, wanted, atol=3)
+    np.testing.assert_allclose(box, 448 * np.array([0.55, 0.2, 0.15, 0.2]), atol=3)
     # Then a point by keys.
     page.focus("#stage canvas")
     page.keyboard.press("ArrowLeft")

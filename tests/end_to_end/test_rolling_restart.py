@@ -4,6 +4,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -11,52 +12,39 @@ import pytest
 
 from tests.processes.callers import SMALL, SteadyCallers
 from tests.processes.proxy import Proxy
-from tests.processes.server import Place, Server, start_server
+from tests.processes.server import LIMIT_S, Place, Server, start_server
 from tipserve_client import Client
 
 pytestmark = pytest.mark.alone
-ROUNDS = 2
-NUM_REPLICAS = 2
-EXIT_LIMIT_S = 60.0
+ROUNDS, NUM_REPLICAS = 2, 2
 # The proxy is told that a replica is deleted, and `preStop` sleeps a little longer.
 NOTICE_S, PRE_STOP_S = 0.3, 0.32
 # The callers repeat one image: from the cache they would exceed the proxy's limit of an address.
-FLAGS = (
-    "--model=bundled-student",
-    "--host=127.0.0.1",
-    "--lanes=1",
-    "--max-batch-images=1",
-    "--image-cache-bytes=0",
-)
-STREAM = "tipserve.v1.EncoderService/Stream"
+FLAGS = ("--model=bundled-student", "--lanes=1", "--max-batch-images=1", "--image-cache-bytes=0")
+STREAMED = {"protocol": "grpc", "method": "tipserve.v1.EncoderService/Stream", "code": "OK"}
 
 
 @contextmanager
-def streaming(address: str) -> Iterator[list[int]]:
-    """Images on an endless stream; the list grows by the numbers of those answered."""
+def streaming(place: Place) -> Iterator[list[int]]:
+    """Send images on an endless stream; at the end, the list has the numbers of those answered."""
     is_over, found = threading.Event(), list[int]()
 
     def images() -> Iterator[bytes]:
         while not is_over.wait(0.05):
             yield SMALL
 
-    def ask() -> None:
-        with Client(f"grpc://{address}") as client:
-            found.extend(item.index for item in client.stream_images(images()) if not item.error)
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield found
-    finally:
-        is_over.set()
-        thread.join()
+    with Client(f"grpc://{place.grpc}") as client, ThreadPoolExecutor() as pool:
+        asking = pool.submit(lambda: list(client.stream_images(images())))
+        try:
+            yield found
+        finally:
+            is_over.set()
+        found += [item.index for item in asking.result() if not item.error]
 
 
 def has_streamed(replica: Server) -> bool:
     """Whether it has answered a request of the stream."""
-    labels = {"protocol": "grpc", "method": STREAM, "code": "OK"}
-    return replica.metric("tipserve_requests_total", **labels) > 0
+    return replica.metric("tipserve_requests_total", **STREAMED) > 0
 
 
 def stop(proxy: Proxy, slot: int, replica: Server) -> None:
@@ -65,7 +53,7 @@ def stop(proxy: Proxy, slot: int, replica: Server) -> None:
     proxy.take_out(slot)
     time.sleep(PRE_STOP_S - NOTICE_S)
     replica.process.terminate()
-    assert replica.process.wait(EXIT_LIMIT_S) == 0
+    assert replica.process.wait(LIMIT_S) == 0
 
 
 @pytest.mark.timeout(900)
@@ -86,7 +74,7 @@ def test_rolling_restarts_fail_nothing() -> None:
         for _ in range(NUM_REPLICAS):
             add()
         place = Place({"http": proxy.http_port, "grpc": proxy.grpc_port})
-        with streaming(place.grpc) as streamed, SteadyCallers(place, heeds=False) as callers:
+        with streaming(place) as streamed, SteadyCallers(place, heeds=False) as callers:
             callers.wait_for(20)
             for _ in range(NUM_REPLICAS * ROUNDS):
                 add()

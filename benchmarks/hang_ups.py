@@ -75,7 +75,7 @@ def run_crowds(pipe: Connection, is_rest: bool, port: int, request: bytes) -> No
         pipe.send(None)
 
 
-def ask_rest(service: Server, target: str, image: bytes) -> Callable[[], None]:
+def ask_rest(service: Server, target: str, image: bytes) -> Callable[[], object]:
     """Send one request on a new connection."""
 
     def ask() -> None:
@@ -90,21 +90,20 @@ def ask_rest(service: Server, target: str, image: bytes) -> Callable[[], None]:
     return ask
 
 
-def ask_grpc(service: Server, message: embed_pb2.EmbedImagesRequest) -> Callable[[], None]:
+def ask_grpc(service: Server, message: embed_pb2.EmbedImagesRequest) -> Callable[[], object]:
     """Send one RPC on a channel that stays open."""
-    channel = grpc.insecure_channel(service.grpc)
-    stub = encoder_service_pb2_grpc.EncoderServiceStub(channel)
+    stub = encoder_service_pb2_grpc.EncoderServiceStub(grpc.insecure_channel(service.grpc))
     return lambda: stub.EmbedImages(message, timeout=LIMIT_S)
 
 
-def seconds_of(ask: Callable[[], None]) -> float:
+def seconds_of(ask: Callable[[], object]) -> float:
     """Time one request."""
     started = time.perf_counter()
     ask()
     return time.perf_counter() - started
 
 
-def measure(service: Server, ask: Callable[[], None], crowd: Connection, num_rounds: int) -> str:
+def measure(service: Server, ask: Callable[[], object], crowd: Connection, num_rounds: int) -> str:
     """Medians of some rounds, each with one request alone and one after a crowd."""
     alone, after, computed = [seconds_of(ask)], [], []
     for _ in range(num_rounds):
@@ -128,9 +127,7 @@ def measure(service: Server, ask: Callable[[], None], crowd: Connection, num_rou
 def main() -> None:
     """Measure one package at one resolution."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--model", default="bundled-student", help="model package: bundled, or a folder"
-    )
+    parser.add_argument("--model", default="bundled-student", help="bundled, or a folder")
     parser.add_argument("--resolution", type=int, default=224, help="pixels")
     parser.add_argument("--rounds", type=int, default=9, help="in each of three series")
     options = parser.parse_args()

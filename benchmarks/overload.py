@@ -109,9 +109,7 @@ async def overload(service: Server, options: argparse.Namespace) -> None:
 def main() -> None:
     """Overload one package at one resolution."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--model", default="bundled-student", help="model package: bundled, or a folder"
-    )
+    parser.add_argument("--model", default="bundled-student", help="bundled, or a folder")
     parser.add_argument("--resolution", type=int, default=448, help="pixels")
     parser.add_argument("--seconds", type=float, default=30.0)
     options = parser.parse_args()

@@ -30,17 +30,11 @@ PATCH: Final = 14
 # Of the fit of texts.
 STEPS: Final = 40
 LEARNING_RATE: Final = 3e-3
-CLUSTER_ROUNDS: Final = 20
 PROVENANCE: Final = {
     "licence": "none",
     "zero_shot": {"features": "values", "templates": "none"},
     "data": {"name": "none", "licences": []},
 }
-
-
-def random_b14(folder: Path, side: int) -> ModelPackage:
-    """Return B/14, native at `side` pixels, from the folder; creates it there in minutes."""
-    return random_package(folder, "b14", side)
 
 
 def random_package(
@@ -116,12 +110,8 @@ def fit_texts(model: "Tipsv2Model", tokenizer_file: Path, side: int) -> None:
     """Fit the text tower's embeddings of the gate's class names to clusters of its own patches.
 
     With random texts the best two classes of nearly every patch are equal up to rounding, so that
-    masks differ at random and do not represent a trained model.
-
-    Args:
-        model: Model to fit, changed in place.
-        tokenizer_file: Tokenizer of the model.
-        side: Native side in pixels; the clustered images have half of it, at least a few patches.
+    masks differ at random and do not represent a trained model. The model is changed in place; the
+    clustered images have half its native side.
     """
     import torch  # noqa: PLC0415 - only where a model is made
     from torch.nn.functional import cosine_similarity  # noqa: PLC0415
@@ -148,6 +138,7 @@ def fit_texts(model: "Tipsv2Model", tokenizer_file: Path, side: int) -> None:
 def _clusters(model: "Tipsv2Model", side: int, num_classes: int) -> np.ndarray:
     """Return k-means directions [K, D] of value patches, relative to their common mean."""
     import torch  # noqa: PLC0415 - only where a model is made
+    from scipy.cluster.vq import kmeans2  # type: ignore[import-untyped]  # noqa: PLC0415
 
     from model.features import vision_features  # noqa: PLC0415
 
@@ -157,23 +148,8 @@ def _clusters(model: "Tipsv2Model", side: int, num_classes: int) -> np.ndarray:
         values_BND = vision_features(model, pixels_B3HW).values_BND.numpy()
     unit_ND = l2_normalize(values_BND.reshape(-1, values_BND.shape[-1]))
     unit_ND = l2_normalize(unit_ND - unit_ND.mean(axis=0))
-    generator = np.random.default_rng(0)
-    means_KD = unit_ND[
-        generator.choice(len(unit_ND), num_classes, replace=len(unit_ND) < num_classes)
-    ]
-    for _ in range(CLUSTER_ROUNDS):
-        nearest_N = (unit_ND @ means_KD.T).argmax(axis=1)
-        grouped = [unit_ND[nearest_N == index] for index in range(num_classes)]
-        # An empty cluster keeps its centre.
-        means_KD = l2_normalize(
-            np.stack(
-                [
-                    patches_ND.mean(axis=0) if len(patches_ND) else old_D
-                    for patches_ND, old_D in zip(grouped, means_KD, strict=True)
-                ]
-            )
-        )
-    return means_KD
+    means_KD, _ = kmeans2(unit_ND, num_classes, minit="points", rng=0)
+    return l2_normalize(means_KD)
 
 
 def _config(bundled: Path, variant: str, side: int) -> "Tipsv2Config":
@@ -194,7 +170,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder of packages")
     parser.add_argument("--side", type=int, default=224, help="its native size in pixels")
     options = parser.parse_args()
-    print(random_b14(options.folder, options.side).path)
+    print(random_package(options.folder, "b14", options.side).path)
 
 
 if __name__ == "__main__":

@@ -3,26 +3,23 @@
 Claim: the default on a CPU with AMX takes at most 1/1.8 of ONNX Runtime's time in float32, and at
 least 99.5 % of the pixels of its masks keep their class.
 
-Run: python -m benchmarks.runtimes [--model bundled-student | b14 | FOLDER] [--cache FOLDER]
-     [--cell-limit-s 60]; b14 has random weights and is created once in the folder. A row needs its
-     graph: `python -m model convert FOLDER OUTPUT --precision int8` writes one into a package. One
-     thread. Times are CPU times of the process, the minimum of interleaved rounds.
+Run: python -m benchmarks.runtimes [--model bundled-student | FOLDER] [--cell-limit-s 60]. A row
+     needs its graph: `python -m model convert FOLDER OUTPUT --precision int8` writes one into a
+     package. One thread. Times are CPU times of the process, the minimum of interleaved rounds.
 """
 
 import argparse
 import math
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.one_thread import ONE_THREAD  # before the imports below, which import NumPy
-from benchmarks.random_model import random_b14
+from threadpoolctl import threadpool_limits
+
 from model.manifest import ParityEntry
 from model.package import ModelPackage, open_package
 from model.parity.gate import plan_proofs, run_reference
@@ -35,21 +32,10 @@ from model.runtime.machine import installed_libraries, this_hardware
 if TYPE_CHECKING:
     from model.encoder import Encoder
 
-B14_SIDE: Final = 448
 SIDES: Final = (224, 448)
 BATCHES: Final = (1, 8)
 # Enough rounds for a stable median; the time limit may allow fewer.
 MIN_ROUNDS, MAX_ROUNDS = 2, 20
-EXPECTED: Final = (
-    ("onnx", "fp32"),
-    ("onnx", "fp16"),
-    ("onnx", "int8"),
-    ("onnx", "int8_weights"),
-    ("openvino", "fp32"),
-    ("openvino", "bf16"),
-    ("openvino", "int8"),
-    ("openvino", "int8_weights"),
-)
 Encode = Callable[[FloatArray], object]
 
 
@@ -77,7 +63,7 @@ def open_rows(package: ModelPackage, encoder: "Encoder", stack: ExitStack) -> li
 
 
 def _encode(encoder: "Encoder", pixels_B3HW: FloatArray) -> object:
-    import torch  # noqa: PLC0415 - it imports NumPy, which must see the number of threads
+    import torch  # noqa: PLC0415 - heavy
 
     with torch.inference_mode():
         return encoder.vision(torch.from_numpy(pixels_B3HW))
@@ -140,6 +126,7 @@ def measure_package(package: ModelPackage, limit_s: float) -> None:
     from model.encoder import load_encoder  # noqa: PLC0415
 
     torch.set_num_threads(1)
+    threadpool_limits(1, user_api="blas")
     encoder = load_encoder(package.path)
     with ExitStack() as stack:
         rows = open_rows(package, encoder, stack)
@@ -150,34 +137,20 @@ def measure_package(package: ModelPackage, limit_s: float) -> None:
         print(
             f"\n{package.manifest.name}, {hardware.cpu_name} "
             f"({', '.join(sorted(hardware.cpu_features)) or 'no bf16, no int8'}), "
-            f"{ONE_THREAD}, CPU time an image, Python {platform.python_version()}, "
+            f"one thread, CPU time an image, Python {platform.python_version()}, "
             f"torch {torch.__version__}"
         )
         print_table(rows)
-        names = {row.name for row in rows}
-        for runtime, precision in EXPECTED:
-            if f"{runtime} {precision}" not in names:
-                print(f"left out: {runtime} {precision}, which this package or machine has not")
         print_default(package, rows)
 
 
 def main() -> None:
     """Measure one model."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--model", default="bundled-student", help="bundled, b14 or a package's folder"
-    )
-    parser.add_argument("--cache", type=Path, help="folder that keeps b14; default: not kept")
-    parser.add_argument(
-        "--cell-limit-s", type=float, default=60.0, help="seconds per size and batch"
-    )
+    parser.add_argument("--model", default="bundled-student", help="bundled, or a folder")
+    parser.add_argument("--cell-limit-s", type=float, default=60.0, help="for each size and batch")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        if options.model == "b14":
-            package = random_b14(options.cache or Path(folder), B14_SIDE)
-        else:
-            package = open_package(options.model)
-        measure_package(package, options.cell_limit_s)
+    measure_package(open_package(options.model), options.cell_limit_s)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@ the vision pass alone for a model of B/14's size. (The bundled student is so sma
 the image costs more than its vision pass.) A further mask of an image whose embeddings are kept
 costs what making and writing it does. With three classes, quality fast costs at most 4 ms more than
 published.
-Run: python -m benchmarks.segment_cost [--model bundled-student | b14 | FOLDER] [--resolution 112]
-     [--classes 150] [--cache FOLDER]; b14 has random weights and is created once in the folder
+Run: python -m benchmarks.segment_cost [--model bundled-student | FOLDER] [--resolution 112]
+     [--classes 150]
 """
 
 import argparse
 import io
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -21,7 +20,6 @@ from typing import Final
 import httpx
 from PIL import Image
 
-from benchmarks.random_model import random_b14
 from model.image_codec import ImageLimits, decode_image
 from model.package import open_package
 from model.preprocess import prepare_image, target_size
@@ -96,22 +94,16 @@ def measure(
 def main() -> None:
     """Measure one model, and print medians and their ratios to the vision pass."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--model", default="bundled-student", help="bundled, b14, or a package's folder"
-    )
+    parser.add_argument("--model", default="bundled-student", help="bundled, or a folder")
     parser.add_argument("--resolution", type=int, help="pixels; the native size if left out")
     parser.add_argument("--classes", type=int, default=len(CLASSES), help="at most 150")
-    parser.add_argument("--cache", type=Path, help="folder that keeps b14")
     parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        model = options.model
-        if model == "b14":
-            package = random_b14(options.cache or Path(folder), options.resolution or 224)
-            model = str(package.path)
-        resolution = options.resolution or open_package(model).manifest.native_size
-        print(f"{model} at {resolution} px, {options.classes} classes, mask {SIZE[0]} x {SIZE[1]}")
-        costs = measure(model, resolution, options.classes, options.repeats)
+    resolution = options.resolution or open_package(options.model).manifest.native_size
+    print(
+        f"{options.model} at {resolution} px, {options.classes} classes, mask {SIZE[0]} x {SIZE[1]}"
+    )
+    costs = measure(options.model, resolution, options.classes, options.repeats)
     base = statistics.median(costs["vision pass"])
     for name, times in costs.items():
         middle = statistics.median(times)

@@ -132,9 +132,7 @@ def print_costs(costs: dict[str, list[float]], limit: float) -> None:
 def main() -> None:
     """Measure one package at one resolution."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--model", default="bundled-student", help="model package: bundled, or a folder"
-    )
+    parser.add_argument("--model", default="bundled-student", help="bundled, or a folder")
     parser.add_argument("--resolution", type=int, help="pixels; the native size if left out")
     parser.add_argument("--images", type=int, default=400, help="images per round")
     parser.add_argument("--rounds", type=int, default=7)

@@ -14,8 +14,8 @@ import argparse
 import copy
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -41,19 +41,6 @@ _WARM_UP = 2
 _NUM_BATCHES = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BareTime:
-    """CPU seconds of a bare step: forward and backward pass, and optimizers' steps."""
-
-    passes_s: float
-    optimizers_s: float
-
-    @property
-    def total_s(self) -> float:
-        """Both together."""
-        return self.passes_s + self.optimizers_s
-
-
 class BareLoop:
     """Minimal training loop."""
 
@@ -61,8 +48,8 @@ class BareLoop:
         self._config, self._method = config, method.train()
         self._optimizers = build_optimizers([method], config.optim)
 
-    def step(self, batch: Batch, number: int) -> BareTime:
-        """Run one step with the same random choices as the trainer."""
+    def step(self, batch: Batch, number: int) -> tuple[float, float]:
+        """Run one step with the trainer's random choices; CPU seconds of passes and optimizers."""
         seed = np.random.SeedSequence((self._config.seed, number, 0)).generate_state(1, np.uint64)
         step = Step(
             progress=number / self._config.num_steps,
@@ -79,37 +66,28 @@ class BareLoop:
         passed_s = time.process_time()
         for optimizer in self._optimizers:
             optimizer.step()
-        return BareTime(passes_s=passed_s - start_s, optimizers_s=time.process_time() - passed_s)
+        return passed_s - start_s, time.process_time() - passed_s
 
 
-@dataclass
 class Alternating:
     """Batch source of the trainer that runs a bare step before each batch.
 
-    Attributes:
-        batches: Batches, used in turn.
-        bare: The bare loop.
-        num_steps: Steps per side.
-        pairs: CPU seconds of trainer steps and bare steps. The trainer's last step is missing,
-        because its end is not visible here.
+    `pairs` gets the CPU seconds of each trainer's step, and of the bare step's passes and
+    optimizers. The trainer's last step is missing, because its end is not visible here.
     """
 
-    batches: Sequence[Batch]
-    bare: BareLoop
-    num_steps: int
-    pairs: list[tuple[float, BareTime]] = field(default_factory=list)
+    def __init__(self, batches: Sequence[Batch], bare: BareLoop, num_steps: int) -> None:
+        self._batches, self._bare, self._num_steps = batches, bare, num_steps
+        self.pairs: list[tuple[float, float, float]] = []
 
-    def loader(self, first_step: int, *, num_workers: int) -> Iterable[Batch]:
+    def loader(self, first_step: int, *, num_workers: int) -> Iterator[Batch]:
         """Return the prepared batches, see `BatchSource`."""
-        return self._alternate(first_step)
-
-    def _alternate(self, first_step: int) -> Iterator[Batch]:
-        for number in range(first_step, self.num_steps):
-            batch = self.batches[number % len(self.batches)]
-            bare = self.bare.step(batch, number)
+        for number in range(first_step, self._num_steps):
+            batch = self._batches[number % len(self._batches)]
+            bare = self._bare.step(batch, number)
             start_s = time.process_time()
             yield batch
-            self.pairs.append((time.process_time() - start_s, bare))
+            self.pairs.append((time.process_time() - start_s, *bare))
 
 
 def build_config(options: argparse.Namespace, folder: Path) -> TrainingConfig:
@@ -129,7 +107,7 @@ def build_config(options: argparse.Namespace, folder: Path) -> TrainingConfig:
     )
 
 
-def measure(config: TrainingConfig) -> tuple[list[tuple[float, BareTime]], float]:
+def measure(config: TrainingConfig) -> tuple[list[tuple[float, float, float]], float]:
     """CPU seconds of pairs of steps after the first pair, and of a checkpoint."""
     torch.set_num_threads(config.threads)
     assert isinstance(config.method, PretrainConfig)
@@ -168,16 +146,16 @@ def main() -> None:
         config = build_config(options, Path(folder))
         pairs, checkpoint_s = measure(config)
     size = config.data.stages[0].scenes.size if isinstance(config.data, DataConfig) else 0
-    bare_s = median(bare.total_s for _, bare in pairs)
-    share = median(bare.optimizers_s / bare.total_s for _, bare in pairs)
+    bare_s = median(passes_s + optimizers_s for _, passes_s, optimizers_s in pairs)
+    share = median(optimizers_s / (passes_s + optimizers_s) for _, passes_s, optimizers_s in pairs)
     print(
         f"{config.name}: {config.batch_size} images of {size} pixels a step, {config.precision}, "
         f"{config.optim.optimizer}, {config.threads} thread of {this_hardware().cpu_name}\n"
         f"CPU time, {len(pairs)} pairs of steps that alternate; a bare step takes {bare_s:.2f} s, "
         f"of which its optimizers {share:.1%}"
     )
-    print("trainer / bare loop:", describe([s / bare.total_s for s, bare in pairs]))
-    print("trainer / passes alone:", describe([s / bare.passes_s for s, bare in pairs]))
+    print("trainer / bare loop:", describe([s / (p_s + o_s) for s, p_s, o_s in pairs]))
+    print("trainer / passes alone:", describe([s / passes_s for s, passes_s, _ in pairs]))
     print(
         f"a checkpoint costs {checkpoint_s / bare_s:.2f} bare steps, every "
         f"{config.checkpoint_every_s:.0f} s of wall time"

@@ -1,13 +1,12 @@
 """An encoder that is no Tipsv2Model, from its weights to answers of the service.
 
-A convolutional trunk with patches of 32 pixels, which takes multiples of 64, and a mean of word
-pieces. Both have random weights of a fixed seed.
+A convolution with patches of 32 pixels, which takes multiples of 64, and a mean of words,
+both with random weights of a fixed seed.
 """
 
 import json
 from collections.abc import Callable, Iterator
 from io import BytesIO
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from model import encoder as seam
@@ -38,34 +37,28 @@ from tests.processes.server import Server
 from tipserve_client import InvalidRequest
 from training.export import export_package
 
-KIND = "test-conv-words"
+KIND = "test-one-conv-words"
 WIDTH = 32
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 
 class Trunk(nn.Module):
-    """Five halvings of the image, then a head for each output."""
+    """A convolution whose cells are patches, then a head for each output."""
 
     def __init__(self) -> None:
         super().__init__()
-        widths = [3, 8, 16, 24, 32, 48]
-        self.layers = nn.Sequential(
-            *(
-                nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1), nn.ReLU6())
-                for a, b in pairwise(widths)
-            )
-        )
+        self.patches = nn.Conv2d(3, 48, 32, stride=32)
         self.heads = nn.ModuleList(nn.Linear(48, WIDTH) for _ in range(4))
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        cells_BNC = self.layers(pixel_values - 0.5).flatten(2).transpose(1, 2)
+        cells_BNC = self.patches(pixel_values - 0.5).relu().flatten(2).transpose(1, 2)
         mean_BC = cells_BNC.mean(dim=1)
         cls1, cls2, patches, values = self.heads
         return cls1(mean_BC), cls2(mean_BC), patches(cells_BNC), values(cells_BNC)
 
 
 class Words(nn.Module):
-    """The mean of the embeddings of word pieces, after a layer."""
+    """The mean of the embeddings of words, after a layer."""
 
     def __init__(self, num_pieces: int) -> None:
         super().__init__()
@@ -83,34 +76,30 @@ class ConvWords(Encoder):
     """Both networks as an encoder."""
 
     patch_size, size_multiple, native_size = 32, 64, 128
-    embed_dim, max_text_tokens, temperature, variant = WIDTH, 12, 0.05, "conv-words"
+    embed_dim, max_text_tokens, temperature, variant = WIDTH, 12, 0.05, "one-conv-words"
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self.tokenizer = tokenizer
         self.vision, self.text = Trunk().eval(), Words(tokenizer.vocab_size).eval()
+        self.towers = nn.ModuleDict({"vision": self.vision, "text": self.text})
 
     def save(self, folder: Path) -> None:
-        towers = nn.ModuleDict({"vision": self.vision, "text": self.text})
-        save_file(towers.state_dict(), folder / "model.safetensors")
+        save_file(self.towers.state_dict(), folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps({"model_type": KIND}), encoding="utf-8")
         self.tokenizer.save(folder)
 
     @classmethod
     def load(cls, folder: Path) -> "ConvWords":
         encoder = cls(TextTokenizer(folder / "tokenizer.json", max_tokens=cls.max_text_tokens))
-        towers = nn.ModuleDict({"vision": encoder.vision, "text": encoder.text})
-        towers.load_state_dict(load_file(folder / "model.safetensors"))
+        encoder.towers.load_state_dict(load_file(folder / "model.safetensors"))
         return encoder
 
 
-def word_pieces() -> TextTokenizer:
-    """Whole words, letters, and BERT's rules."""
-    letters = "abcdefghijklmnopqrstuvwxyz0123456789[].,"
-    pieces = [*SPECIAL, *TINY_WORDS.split(), *letters, *(f"##{letter}" for letter in letters)]
-    numbers = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
-    built = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
-    built.normalizer = normalizers.BertNormalizer(lowercase=True)
-    built.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+def words() -> TextTokenizer:
+    """Whole words, as numbers."""
+    pieces = [*SPECIAL, *TINY_WORDS.split()]
+    built = Tokenizer(models.WordLevel({p: n for n, p in enumerate(pieces)}, unk_token="[UNK]"))
+    built.pre_tokenizer = pre_tokenizers.Whitespace()
     built.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -123,7 +112,7 @@ def encoder() -> ConvWords:
     """The encoder with weights that fp16 and int8 hold exactly."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        built = ConvWords(word_pieces())
+        built = ConvWords(words())
     round_weights(built.vision, "fp16")
     round_weights(built.text, "int8_tables")
     return built
@@ -142,7 +131,7 @@ def checkpoint(encoder: ConvWords, tmp_path_factory: pytest.TempPathFactory) -> 
     """What a training job would leave."""
     folder = tmp_path_factory.mktemp("checkpoint")
     encoder.save(folder)
-    provenance: dict[str, Any] = {**TINY_PROVENANCE, "variant": "conv-words/32"}
+    provenance: dict[str, Any] = {**TINY_PROVENANCE, "variant": "one-conv-words/32"}
     (folder / "scores.json").write_text(json.dumps(TINY_SCORES), encoding="utf-8")
     (folder / "provenance.json").write_text(json.dumps(provenance), encoding="utf-8")
     (folder / "card.md").write_text("# Conv and words\n\nRandom weights.\n", encoding="utf-8")
@@ -153,7 +142,10 @@ def checkpoint(encoder: ConvWords, tmp_path_factory: pytest.TempPathFactory) -> 
 def package(checkpoint: Path, known: None, exported: Exported) -> ModelPackage:
     """The exported package; the gate has compared its graphs with torch."""
     return open_package(
-        exported("conv-words", lambda folder: export_package(checkpoint, folder, name="conv-words"))
+        exported(
+            "one-conv-words",
+            lambda folder: export_package(checkpoint, folder, name="one-conv-words"),
+        )
     )
 
 
@@ -178,11 +170,11 @@ def test_the_gate_proves_every_graph_in_float32(package: ModelPackage) -> None:
 def test_images_and_texts_are_embedded_as_by_the_encoder(
     served: Server, encoder: ConvWords, photo: Callable[..., bytes]
 ) -> None:
-    image, words = photo(1, (192, 128), "PNG"), ["a red cat", "house"]
+    image, asked = photo(1, (192, 128), "PNG"), ["a red cat", "house"]
     names = ["cls1", "cls2", "patches", "values"]
     raw = {"images": [image], "outputs": names, "fit": "aspect", "normalize": False}
-    texts = {"texts": words, "templates": "none", "normalize": False}
-    tokens = encoder.tokenizer.encode(words)
+    texts = {"texts": asked, "templates": "none", "normalize": False}
+    tokens = encoder.tokenizer.encode(asked)
     with Image.open(BytesIO(image)) as opened, torch.no_grad():
         outputs = encoder.vision(torch.from_numpy(to_planes(opened.convert("RGB"))[None]))
         wanted = {f"0.{name}": tensor[0] for name, tensor in zip(names, outputs, strict=True)}
@@ -199,10 +191,10 @@ def test_images_and_texts_are_embedded_as_by_the_encoder(
 
 
 def test_an_unknown_encoder_is_explained(package: ModelPackage, known: None) -> None:
-    assert load_encoder(package.path).variant == "conv-words"
+    assert load_encoder(package.path).variant == "one-conv-words"
     with pytest.MonkeyPatch.context() as patch:
         patch.delitem(seam.LOADERS, KIND)
-        with pytest.raises(EncoderError, match="of type 'test-conv-words', which torch cannot"):
+        with pytest.raises(EncoderError, match="of type 'test-one-conv-words', which torch cannot"):
             load_encoder(package.path)
         with pytest.raises(UnusableRuntimeError, match="run with onnx, openvino and tensorrt"):
             load_runtime(package, runtime="torch")
@@ -228,5 +220,5 @@ def test_such_packages_and_folders_are_converted(
     (content,) = written
     assert isinstance(content.encoder, ConvWords)
     assert content.precisions == ("fp32", "fp16")
-    assert content.draft.variant == ("conv-words/32" if is_package else "conv-words")
+    assert content.draft.variant == ("one-conv-words/32" if is_package else "one-conv-words")
     assert content.draft.zero_shot.templates == ("tcl" if is_package else "none")

@@ -28,14 +28,6 @@ METADATA_KEY: Final = "tipserve"
 GROUP_BYTES: Final = 32 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Embedded:
-    """An image's size in pixels after EXIF rotation, and its embeddings by name."""
-
-    size_hw: tuple[int, int]
-    embedding: Mapping[str, FloatArray]
-
-
 @dataclass(frozen=True, kw_only=True)
 class EmbedTask(Task):
     """Embeds images.
@@ -62,13 +54,18 @@ class EmbedTask(Task):
             "part_items": self.part_items,
         }
 
-    def row(self, client: Client, image: InputImage) -> Embedded:
-        """The size and the embeddings of an image."""
+    def row(self, client: Client, image: InputImage) -> dict[str, Any]:
+        """The columns of an image: its size in pixels after EXIF rotation, and its embeddings."""
         content = image.read()
-        asked: Any = {**self.asked, "outputs": self.outputs}
+        asked: dict[str, Any] = {**self.asked, "outputs": self.outputs}
         (found,) = client.embed_images(content, **asked)
-        embedding = {name: getattr(found, name) for name in self.outputs}
-        return Embedded(size_hw=upright_size(content), embedding=embedding)
+        height, width = upright_size(content)
+        columns: dict[str, Any] = {**self.name(image), "height": height, "width": width}
+        for name in self.outputs:
+            columns[name] = getattr(found, name)
+            if name in GRIDS:
+                columns["grid_height"], columns["grid_width"], _ = columns[name].shape
+        return columns
 
     def name(self, image: InputImage) -> dict[str, str]:
         """Key and source."""
@@ -78,7 +75,7 @@ class EmbedTask(Task):
         """Write the rows in groups."""
         schema = self._schema(job)
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-            for group in _groups(rows):
+            for group in _groups(row for _, row in rows):
                 writer.write_table(to_table(group, schema))
 
     def join(self, folder: JobFolder, file: Path | None) -> str:
@@ -118,12 +115,12 @@ def row_schema(
     return pa.schema(fields, metadata=dict(metadata))
 
 
-def _groups(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    group: list[Row] = []
+def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    group: list[dict[str, Any]] = []
     num_bytes = 0
-    for image, row in rows:
-        group.append((image, row))
-        num_bytes += sum(array.nbytes for array in row.embedding.values())
+    for row in rows:
+        group.append(row)
+        num_bytes += sum(value.nbytes for value in row.values() if isinstance(value, np.ndarray))
         if num_bytes >= GROUP_BYTES:
             yield group
             group, num_bytes = [], 0
@@ -131,29 +128,16 @@ def _groups(rows: Iterator[Row]) -> Iterator[list[Row]]:
         yield group
 
 
-def to_table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
+def to_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     """Convert rows, at least one, to a table."""
-    named = {
-        name: [readable(getattr(image, name)) for image, _ in rows] for name in ("key", "source")
-    }
-    sizes = zip(*(row.size_hw for _, row in rows), strict=True)
-    grids = zip(*(_grid(row) for _, row in rows), strict=True)
-    columns: dict[str, Any] = {
-        **named,
-        **dict(zip(("height", "width"), sizes, strict=True)),
-        **dict(zip(("grid_height", "grid_width"), grids, strict=True)),
-    }
+    columns = {field: [row[field.name] for row in rows] for field in schema}
     arrays = [
-        pa.array(columns[field.name], field.type)
-        if field.name in columns
-        else _vectors([row.embedding[field.name] for _, row in rows], field.type)
-        for field in schema
+        _vectors(values, field.type)
+        if isinstance(values[0], np.ndarray)
+        else pa.array(values, field.type)
+        for field, values in columns.items()
     ]
     return pa.table(arrays, schema=schema)
-
-
-def _grid(row: Embedded) -> tuple[int, ...]:
-    return next((row.embedding[name].shape[:2] for name in GRIDS if name in row.embedding), (0, 0))
 
 
 def _vectors(arrays: Sequence[FloatArray], kind: pa.DataType) -> Any:

@@ -27,11 +27,6 @@ INPUTS: Final = Parameter(group="Inputs")
 RAY: Final = Parameter(group="Many machines, by Ray")
 IMAGE_OUTPUTS: Final = ("patches", "values", "cls1", "cls2")
 SUFFIX: Final = ".parquet"
-# A folder with such a suffix is most likely a mistake: the user expects a file of this format.
-OTHER_FORMATS: Final = {
-    *(".arrow", ".csv", ".feather", ".h5", ".hdf5", ".json", ".jsonl", ".npy", ".npz", ".pickle"),
-    *(".pkl", ".pq", ".pt", ".safetensors", ".tar", ".tsv", ".txt", ".zip"),
-}
 
 
 @as_help
@@ -121,16 +116,18 @@ def run(
 
 
 def _check_output(name: str) -> None:
-    """Check that the name of the output fits what is written."""
+    """Check that the output is a folder or a .parquet file; a folder has no suffix, or is there."""
     output = Path(name)
     suffix = output.suffix.lower()
-    if is_url(name) and suffix == SUFFIX:
-        raise UserError(
-            f"--output {name}: give a folder of the store; each part is an object in it."
-        )
-    if suffix == SUFFIX and output.is_dir():
-        raise UserError(f"{output} is a folder; give a file name, or another folder.")
-    if suffix in OTHER_FORMATS and not output.is_dir():
+    if is_url(name):
+        if suffix == SUFFIX:
+            raise UserError(
+                f"--output {name}: give a folder of the store; each part is an object in it."
+            )
+    elif output.is_dir():
+        if suffix == SUFFIX:
+            raise UserError(f"{output} is a folder; give a file name, or another folder.")
+    elif suffix not in ("", SUFFIX):
         raise UserError(
             f"--output {output.name}: only Parquet is supported. Give a file name that ends in "
             f"{SUFFIX}, or a folder."

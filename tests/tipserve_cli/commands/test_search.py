@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.tipserve_cli.conftest import Fake
-from tipserve_cli.bulk.inputs import InputImage
-from tipserve_cli.bulk.rows import Embedded, row_schema, to_table
+from tipserve_cli.bulk.rows import row_schema, to_table
 from tipserve_cli.program import DONE, FAILED, main
 
 VECTORS = {
@@ -24,10 +23,7 @@ VECTORS = {
 def write_embeddings(file: Path, names: list[str], **record: Any) -> Path:
     """A file as `tipserve embed` writes it."""
     rows = [
-        (
-            InputImage(key=name, source=f"x/{name}", content=b""),
-            Embedded(size_hw=(1, 1), embedding={"cls1": np.array(vector, np.float32)}),
-        )
+        {"key": name, "source": f"x/{name}", "height": 1, "width": 1, "cls1": np.array(vector)}
         for name, vector in VECTORS.items()
         if name in names
     ]

@@ -19,6 +19,7 @@ from tipserve_cli.evaluation.tasks import Result
 from tipserve_client.requests import Request
 
 Row = dict[str, list[int]]
+THRESHOLD = {"background_threshold": 0.1, "fit": "squash"}
 
 
 def class_names(request: Request) -> list[str]:
@@ -82,46 +83,45 @@ def world(
     return World(answers, scripted, tmp_path, write)
 
 
-def test_pixels_without_a_class_do_not_count(world: World) -> None:
-    given = world.masks([[[0, 0, 255, 1]], [[1, 1, 255, 255]]], "cat\ndog\n")
-    world.model.masks = {0: [[1, 2, 1, 2]], 1: [[2, 2, 1, 1]]}  # labels of the model start at 1
-    result = world.score(tasks.score_segmentation, given)
-    # cat: 1 of 2 pixels; dog: 3 hits in a union of 4. The four pixels of 255 are in neither.
-    found = values(result)
-    assert (found["mIoU"], found["pixel accuracy"]) == pytest.approx(((50 + 75) / 2, 80.0))
-    assert result.confusion_KK is not None
-    assert result.confusion_KK.tolist() == [[1, 1], [0, 3]]
-    assert class_names(world.model.requests[0]) == ["cat", "dog"]
-
-
-def test_label_zero_is_no_class_where_it_is_said(world: World) -> None:
-    given = world.masks([[[0, 1, 2, 255]]], "cat\ndog\n", reduce_zero_label=True)
-    world.model.masks = {0: [[1, 1, 1, 2]]}
-    found = values(world.score(tasks.score_segmentation, given))
-    assert (found["mIoU"], found["pixel accuracy"]) == pytest.approx(((50 + 0) / 2, 50.0))
-
-
-def test_a_class_counts_if_it_is_shown_or_predicted(world: World) -> None:
-    # No pixel is a cow and none is called so. No pixel is a bird, but one is called so: IoU 0.
-    given = world.masks([[[0, 0, 0, 1]]], "cat\ndog\nbird\ncow\n")
-    world.model.masks = {0: [[1, 1, 3, 2]]}
-    found = values(world.score(tasks.score_segmentation, given))
-    assert found["mIoU"] == pytest.approx((100 * 2 / 3 + 100 + 0) / 3)
-
-
-@pytest.mark.parametrize("has_name", [True, False])
-def test_pixels_below_the_threshold_are_background(world: World, has_name: bool) -> None:
-    names = "cat\nbackground\n" if has_name else "cat\ndog\n"
-    given = world.masks([[[0, 0, 1, 1]]], names)
-    world.model.masks = {0: [[1, 0, 0, 0]]}
-    options = {"background_threshold": 0.1, "fit": "squash"}
+@pytest.mark.parametrize(
+    ("names", "truth", "called", "miou", "options"),
+    [
+        # Pixels of 255 do not count. cat: 1 of 2 pixels; dog: 3 hits in a union of 4.
+        ("cat dog", [[0, 0, 255, 1], [1, 1, 255, 255]], [[1, 2, 1, 2], [2, 2, 1, 1]], 62.5, {}),
+        # Label 0 is no class where that is said.
+        ("cat dog", [[0, 1, 2, 255]], [[1, 1, 1, 2]], 25.0, {"reduce_zero_label": True}),
+        # No pixel is a cow and none is called so. No pixel is a bird, but one is called so.
+        ("cat dog bird cow", [[0, 0, 0, 1]], [[1, 1, 3, 2]], 100 * (2 / 3 + 1) / 3, {}),
+        # Pixels below the threshold are the class `background`, or errors of their own class only.
+        ("cat background", [[0, 0, 1, 1]], [[1, 0, 0, 0]], (50 + 200 / 3) / 2, THRESHOLD),
+        ("cat dog", [[0, 0, 1, 1]], [[1, 0, 0, 0]], 25.0, THRESHOLD),
+    ],
+)
+def test_masks_are_compared_pixel_by_pixel(
+    world: World,
+    names: str,
+    truth: list[Any],
+    called: list[Any],
+    miou: float,
+    options: dict[str, Any],
+) -> None:
+    given = world.masks(
+        [[one] for one in truth],
+        names.replace(" ", "\n"),
+        reduce_zero_label=options.get("reduce_zero_label", False),
+    )
+    world.model.masks = {index: [one] for index, one in enumerate(called)}  # labels start at 1
     result = world.score(tasks.score_segmentation, given, **options)
-    # Without a class `background` those pixels are errors of their own class only.
-    background = 100 * 2 / 3 if has_name else 0
-    assert values(result)["mIoU"] == pytest.approx((50 + background) / 2)
+    assert values(result)["mIoU"] == pytest.approx(miou)
+    if len(truth) == 2:
+        assert values(result)["pixel accuracy"] == pytest.approx(80.0)
+        assert result.confusion_KK is not None
+        assert result.confusion_KK.tolist() == [[1, 1], [0, 3]]
     asked = world.model.requests[0]
-    assert class_names(asked) == (["cat"] if has_name else ["cat", "dog"])
-    assert (asked.fields["background_threshold"], asked.fields["fit"]) == (0.1, "squash")
+    assert class_names(asked) == names.replace(" background", "").split()
+    assert {name: asked.fields[name] for name in options if name in THRESHOLD} == (
+        options if options is THRESHOLD else {}
+    )
 
 
 def test_masks_of_the_models_own_classes_are_matched_by_name(world: World) -> None:

@@ -19,12 +19,14 @@ from grpc_reflection.v1alpha import reflection
 from service.admission import Admission, Ticket
 from service.call import Call, accept_priority, deadline_exceeded
 from service.errors import (
+    DeadlineExceeded,
     InternalError,
     InvalidRequest,
     NotSupported,
     Overloaded,
     RequestTooLarge,
     ServiceError,
+    Unavailable,
     internal_error,
 )
 from service.grpc.errors import CODE, Metadata, error_metadata
@@ -39,17 +41,8 @@ StreamError = Callable[[ServiceError, Any, Call], Message]
 # Metadata of an RPC, which is converted anew at each call of grpcio's.
 Headers = Mapping[str, str]
 OPEN_SERVICES: Final = frozenset({health.SERVICE_NAME, reflection.SERVICE_NAME})
-# Codes that are the server's fault by OpenTelemetry's conventions.
-FAULTS: Final = frozenset(
-    {
-        grpc.StatusCode.UNKNOWN,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.UNIMPLEMENTED,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DATA_LOSS,
-    }
-)
+# Those that are the server's fault by OpenTelemetry's conventions.
+FAULTS: Final = (DeadlineExceeded, InternalError, NotSupported, Unavailable)
 PRIORITY: Final = "x-request-priority"
 # Messages of health and reflection hold one name. 64 of 33 MB took 2 GiB.
 MAX_OPEN_MESSAGE_BYTES: Final = 4096
@@ -124,34 +117,28 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _open_handler(self, handler: Any) -> Any:
         """A handler of health or reflection that reads its messages itself, as bytes."""
 
-        async def read(context: Any, host: str) -> Any:
-            raw = await self._open_reader.read(context, host)
-            if raw is grpc.aio.EOF:
-                return raw
-            if len(raw) > MAX_OPEN_MESSAGE_BYTES:
-                raw = b""  # the context keeps the error, and the error this frame
-                raise RequestTooLarge(f"At most {MAX_OPEN_MESSAGE_BYTES} bytes are allowed.")
-            try:
-                return handler.request_deserializer(raw)
-            except DecodeError:
-                raise InvalidRequest("The message is malformed.") from None
-
         async def read_all(context: Any, host: str) -> AsyncIterator[Any]:
-            while (message := await read(context, host)) is not grpc.aio.EOF:
-                yield message
+            while (raw := await self._open_reader.read(context, host)) is not grpc.aio.EOF:
+                if len(raw) > MAX_OPEN_MESSAGE_BYTES:
+                    raw = b""  # the context keeps the error, and the error this frame
+                    raise RequestTooLarge(f"At most {MAX_OPEN_MESSAGE_BYTES} bytes are allowed.")
+                try:
+                    yield handler.request_deserializer(raw)
+                except DecodeError:
+                    raise InvalidRequest("The message is malformed.") from None
 
         async def answer(messages: Any, context: Any) -> None:
-            host = self._host_of(context, headers_of(context))
+            requests = read_all(context, self._host_of(context, headers_of(context)))
             try:
                 if handler.stream_stream is not None:
-                    async for one in handler.stream_stream(read_all(context, host), context):
+                    async for one in handler.stream_stream(requests, context):
                         await context.write(one)
-                elif (request := await read(context, host)) is grpc.aio.EOF:
-                    raise InvalidRequest("The RPC has no message.", code="missing_message")
-                elif handler.unary_stream is not None:
-                    await handler.unary_stream(request, context)  # it writes to the context
-                else:
-                    await context.write(await handler.unary_unary(request, context))
+                    return
+                async for request in requests:  # the only one
+                    if handler.unary_stream is not None:
+                        await handler.unary_stream(request, context)  # it writes to the context
+                    else:
+                        await context.write(await handler.unary_unary(request, context))
             except ServiceError as error:
                 await _abort(context, error, ())
             except NotImplementedError:  # such as Health/List, which newer contracts have
@@ -218,7 +205,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code = grpc.StatusCode.OK if error is None else CODE[type(error)]
             call.error = None if error is None else error.code
         finally:
-            self._telemetry.end(call, name, code.name, is_fault=code in FAULTS)
+            self._telemetry.end(call, name, code.name, is_fault=isinstance(error, FAULTS))
         return error
 
     async def _serve_stream(self, rpc: Rpc, context: Any) -> None:

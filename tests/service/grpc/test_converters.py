@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
 
-from model.graphs import DENSE_TASKS
-from model.preprocess import Fit
+from model.graphs import DenseTask
 from service.errors import InvalidRequest
 from service.grpc import converters
 from service.grpc.converters import enum_names, refuse_unknown_fields, write_tensor
@@ -29,20 +28,10 @@ from service.messages import (
     EmbedImagesRequest,
     EmbedTextsRequest,
     EstimateMapsRequest,
-    FeatureKind,
-    Features,
-    FeatureScope,
-    GlobalFeatures,
     ImageOutput,
-    MapSize,
     RunLengths,
-    SegmentBackground,
     SegmentClass,
     SegmentImagesRequest,
-    SegmentMode,
-    SegmentQuality,
-    TemplateSet,
-    VectorType,
     VisualizeFeaturesRequest,
 )
 
@@ -141,25 +130,22 @@ def test_an_unknown_value_of_an_enum_is_refused(convert: Any, kind: Any, empty: 
             assert caught.value.param == {"vector_type": "dtype"}.get(field.name, field.name)
 
 
-@pytest.mark.parametrize(
-    ("enum", "names"),
-    [
-        (embed_pb2.ImageOutput, (*get_args(ImageOutput), *DENSE_TASKS)),
-        (embed_pb2.VectorType, get_args(VectorType)),
-        (image_pb2.Fit, get_args(Fit)),
-        (dense_pb2.MapSize, get_args(MapSize)),
-        (segment_pb2.DenseFeatures, get_args(Features)),
-        (segment_pb2.SegmentMode, get_args(SegmentMode)),
-        (segment_pb2.SegmentQuality, get_args(SegmentQuality)),
-        (segment_pb2.SegmentBackground, get_args(SegmentBackground)),
-        (text_pb2.TemplateSet, get_args(TemplateSet)),
-        (classify_pb2.GlobalFeatures, get_args(GlobalFeatures)),
-        (features_pb2.FeatureKind, get_args(FeatureKind)),
-        (features_pb2.FeatureScope, get_args(FeatureScope)),
-    ],
-)
-def test_an_enum_has_the_values_of_its_python_type(enum: Any, names: tuple[str, ...]) -> None:
-    assert set(enum_names(enum.DESCRIPTOR).values()) == set(names)
+def values(hint: Any) -> set[str]:
+    """The values of a literal type, also within others."""
+    found = [values(one) if get_args(one) else {one} for one in get_args(hint)]
+    return {value for one in found for value in one if isinstance(value, str)}
+
+
+@EACH
+def test_an_enum_has_the_values_of_its_python_type(convert: Any, kind: Any, empty: Any) -> None:
+    hints = get_type_hints(type(empty))
+    sets = {**hints, "outputs": ImageOutput | DenseTask}
+    for field in kind.DESCRIPTOR.fields:
+        if field.enum_type is not None:
+            assert set(enum_names(field.enum_type).values()) == values(sets[field.name])
+    if "templates" in hints:
+        names = enum_names(text_pb2.TemplateSet.DESCRIPTOR)
+        assert set(names.values()) == values(hints["templates"])
 
 
 @pytest.mark.parametrize("dtype", ["<f4", ">f4", "<u2", ">u2"])

@@ -35,22 +35,16 @@ NESTED = SEGMENT(
 @pytest.mark.parametrize(
     ("request_", "count"),
     [
-        (IMAGES(), 0),
-        (IMAGES(images=[image_pb2.Image(encoded=b"abc")] * 3), 6),
         (IMAGES(images=[image_pb2.Image()] * 3, normalize=True, model="m"), 5),
         (IMAGES(outputs=["IMAGE_OUTPUT_CLS1"] * 3), 4),
         (NESTED, 1 + 1 + 7 + 1 + 1 + 3),
-        (SEGMENT(background_threshold=0.5), 1),
     ],
 )
-def test_every_value_counts_once(
-    request_: embed_pb2.EmbedImagesRequest | segment_pb2.SegmentImagesRequest, count: int
-) -> None:
+def test_every_value_counts_once(request_: Any, count: int) -> None:
     raw = request_.SerializeToString()
     check_value_count(raw, type_of(request_), count)
-    if count:
-        with pytest.raises(RequestTooLarge, match=f"more than {count - 1} values"):
-            check_value_count(raw, type_of(request_), count - 1)
+    with pytest.raises(RequestTooLarge, match=f"more than {count - 1} values"):
+        check_value_count(raw, type_of(request_), count - 1)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +59,7 @@ def test_every_value_counts_once(
     ],
 )
 @pytest.mark.parametrize("kind", [IMAGES, SEGMENT])
-def test_many_small_values_are_too_many(
-    raw: bytes, kind: type[embed_pb2.EmbedImagesRequest] | type[segment_pb2.SegmentImagesRequest]
-) -> None:
+def test_many_small_values_are_too_many(raw: bytes, kind: Any) -> None:
     with pytest.raises(RequestTooLarge):
         check_value_count(raw, type_of(kind), 100)
 

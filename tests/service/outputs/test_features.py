@@ -78,7 +78,7 @@ def request(**values: Any) -> VisualizeFeaturesRequest:
     return VisualizeFeaturesRequest(images=(b"",), **values)
 
 
-def test_colours_are_a_sigmoid_of_whitened_components() -> None:
+def test_colours_are_a_sigmoid_of_whitened_components_and_one_component_fills_its_range() -> None:
     projected_NC = PCA(3, whiten=True, svd_solver="full").fit_transform(VIEW_FEATURES)
     expected_hw3 = (1 / (1 + np.exp(-2 * projected_NC))).reshape(*GRID, 3)
     view = fit_view(request(), [VIEW_FEATURES])
@@ -87,16 +87,13 @@ def test_colours_are_a_sigmoid_of_whitened_components() -> None:
     found_HW3 = view(VIEW_FEATURES, GRID, SIZE, None)
     np.testing.assert_allclose(found_HW3, np.moveaxis(scaled, 0, -1), atol=1e-4)
     assert found_HW3.flags.c_contiguous
-
-
-def test_a_component_runs_from_zero_to_one() -> None:
-    first_N = PCA(1, svd_solver="full").fit_transform(VIEW_FEATURES)[:, 0]
-    expected_N = (first_N - first_N.min()) / np.ptp(first_N)
-    found_hw = fit_view(request(kind="component"), [VIEW_FEATURES])(VIEW_FEATURES, GRID, GRID, None)
+    one = request(kind="component")
+    expected_N = (projected_NC[:, 0] - projected_NC[:, 0].min()) / np.ptp(projected_NC[:, 0])
+    found_hw = fit_view(one, [VIEW_FEATURES])(VIEW_FEATURES, GRID, GRID, None)
     np.testing.assert_allclose(found_hw, expected_N.reshape(GRID), atol=1e-4)
     assert (found_hw.min(), found_hw.max()) == (0, 1)
     flat = np.ones((30, 8), np.float32)
-    assert not fit_view(request(kind="component"), [flat])(flat, GRID, GRID, None).any()
+    assert not fit_view(one, [flat])(flat, GRID, GRID, None).any()
 
 
 def test_groups_are_compared_after_their_distances_are_scaled() -> None:

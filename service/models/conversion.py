@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Event
-from typing import IO, Final
+from typing import IO, Final, Self
 
 from model.conversion.errors import SourceError
 from model.conversion.source import (
@@ -64,9 +64,7 @@ class ModelSource:
     cancelled: Event = field(default_factory=Event, compare=False)
 
     @classmethod
-    def from_setting(
-        cls, text: str, cache: Path, precisions: tuple[Precision, ...] = ()
-    ) -> "ModelSource":
+    def from_setting(cls, text: str, cache: Path, precisions: tuple[Precision, ...] = ()) -> Self:
         """Read one model of `--model`: a source, or `name=source`."""
         name, folder = split_name(text)
         return cls(folder, name, cache=cache, precisions=precisions)

@@ -23,13 +23,8 @@ from service.validation import check_task
 OWN_LABELS: Final = "model"
 # Options that the package's own classes do not take.
 OWN_OPTIONS: Final = (
-    "features",
-    "templates",
-    "background_classes",
-    "background_threshold",
-    "background",
-    "background_level",
-    "quality",
+    *("features", "templates", "background_classes", "background_threshold"),
+    *("background", "background_level", "quality"),
 )
 PREFIX: Final = "head:"
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -133,10 +128,8 @@ class HeadFolder:
 
 def _known(folder: Path) -> str:
     names: Sequence[str] = sorted(path.stem for path in folder.glob(f"*{SUFFIX}"))
-    if not names:
-        return "; the folder of heads is empty"
-    more = "" if len(names) <= MAX_LISTED else f" and {len(names) - MAX_LISTED} more"
-    return f"; known: {', '.join(names[:MAX_LISTED])}{more}"
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return f"; known: {', '.join(names[:MAX_LISTED]) or 'none'}{more}"
 
 
 def _check_options(

@@ -61,12 +61,7 @@ class RequestCounts:
         self._seconds: dict[str, float] = defaultdict(float)
 
     def snapshot(self, name: str, batches: Mapping[int, tuple[int, float]]) -> ModelStatistics:
-        """The counts as they are now.
-
-        Args:
-            name: Of the model.
-            batches: Number and total seconds of batches, by their number of items.
-        """
+        """The counts now, with the number and total seconds of batches by their size."""
         with self._lock:
             keys = ("success", "fail", "cache_hit", *STAGES)
             return ModelStatistics(

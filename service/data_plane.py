@@ -5,6 +5,7 @@ CPU work runs in the pool, and the model runs in the lanes.
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from model.dense_maps import make_map
 from model.foreground import RUN_BYTES as FOREGROUND_BYTES
-from model.graphs import DENSE_TASKS, PATCH_OUTPUTS, DenseTask
+from model.graphs import DENSE_TASKS, PATCH_OUTPUTS
 from model.head import Head
 from model.image_codec import ImageLimits
 from model.preprocess import Scaling
@@ -52,12 +53,7 @@ from service.messages import (
 )
 from service.models.heads import HeadRequest, names_head, names_own_labels, with_own_labels
 from service.models.image_cache import EncodedImage
-from service.models.image_pipeline import (
-    EncodedImages,
-    ImageJob,
-    ImagePipeline,
-    MeasuredImages,
-)
+from service.models.image_pipeline import ImageJob, ImagePipeline
 from service.models.registry import ModelRegistry
 from service.models.served_model import ModelStatistics, ServedModel
 from service.models.texts import PromptSet, TextEmbeddings
@@ -98,7 +94,6 @@ from service.waiting import Pool, Steps, run_slice, wait_all, wait_both
 
 T = TypeVar("T")
 ClassesRequest = SegmentImagesRequest | ClassifyImagesRequest
-DENSE_TASK_SET: Final = frozenset[DenseTask](DENSE_TASKS)
 # Smaller answers are not counted: a request in progress takes more than they do.
 SMALL_ANSWER_BYTES: Final = 64 * 1024
 NO_PROMPTS = PromptSet(groups=(), cached={}, missing={})
@@ -242,14 +237,13 @@ class DataPlane:
             check_images(request.images, self.limits)
             check_pixels(request.images, model.manifest)
             names = check_outputs(request.outputs, model.info)
-            job = self._image_job(request, model, names)
-            encoded, _ = await self._encode(job, request, model, call)
+            job, _ = await self._encode(request, model, call, outputs=names)
             with call.stage("post"):
                 embeddings = [
                     image_outputs(
                         image.outputs, names, grid_hw=image.grid_hw, normalize=request.normalize
                     )
-                    for image in encoded.images
+                    for image in job.encoded()
                 ]
                 if request.vector_type == "float32":
                     packed, scales = embeddings, []
@@ -261,7 +255,7 @@ class DataPlane:
             model=model.manifest.name,
             embeddings=tuple(packed),
             scales=tuple(scales),
-            errors=encoded.errors,
+            errors=job.errors,
         )
 
     async def embed_texts(self, request: EmbedTextsRequest, call: Call) -> EmbedTextsResponse:
@@ -304,19 +298,21 @@ class DataPlane:
                     texts = await self.offload(cut)
                 groups, _ = text_groups(EmbedTextsRequest(texts=texts), self.limits)
                 prompts = model.texts.look_up(list(groups.values()))
-            job = self._image_job(request, model, ("cls1",))
-            encoded, known = await self._encode(job, request, model, call, prompts=prompts)
+            job, known = await self._encode(
+                request, model, call, outputs=("cls1",), prompts=prompts
+            )
+            images = job.encoded()
             with call.stage("post"):
                 if texts:
                     num_tokens = await self.offload(partial(model.texts.count_tokens, texts))
-                rows = [image.outputs["cls1"] for image in encoded.images]
+                rows = [image.outputs["cls1"] for image in images]
                 rows += [known[p] for group in prompts.groups for p in group.prompts]
                 rows_ID = shorten(np.stack(rows), dimensions, normalize=request.normalize)
         return EmbedMixedResponse(
             model=model.manifest.name,
-            images_BD=rows_ID[: len(encoded.images)],
-            texts_TD=rows_ID[len(encoded.images) :],
-            num_patches=sum(image.grid_hw[0] * image.grid_hw[1] for image in encoded.images),
+            images_BD=rows_ID[: len(images)],
+            texts_TD=rows_ID[len(images) :],
+            num_patches=sum(math.prod(image.grid_hw) for image in images),
             num_tokens=num_tokens,
         )
 
@@ -334,22 +330,22 @@ class DataPlane:
             )
             features = check_features(request.features, model.manifest)
             prompts = self._class_prompts(request, model, head)
-            job = self._image_job(request, model, (features,))
-            if request.quality == "fine":
-                job.rules = (job.rule, self._preparer.finer(job.rule, model.manifest.max_size))
             rules = _mask_rules(request, model, features=features, head=head, prompts=prompts)
-            encoded, known = await self._encode(
-                job, request, model, call, prompts=prompts, uses_foreground=rules.uses_foreground
+            job, known = await self._encode(
+                request,
+                model,
+                call,
+                outputs=(features,),
+                prompts=prompts,
+                uses_foreground=rules.uses_foreground,
             )
             with call.stage("post"):
                 if rules.uses_foreground:
-                    await self._find_foreground(encoded.images, features, model)
+                    await self._find_foreground(job.encoded(), features, model)
                 if head is not None:
                     classes: Classes = head.classes_KD
                 elif prompts is NO_PROMPTS:
-                    classes = await self.offload(
-                        partial(_example_classes, request, encoded, features, job.rule)
-                    )
+                    classes = await self.offload(partial(_example_classes, request, job, features))
                 else:
                     classes = class_embeddings(prompts.groups, known, model.info.words)
                 masks = await wait_all(
@@ -362,17 +358,16 @@ class DataPlane:
                         ),
                         call,
                     )
-                    for images in zip(*encoded.sizes, strict=True)
+                    for images in zip(*map(job.encoded, range(len(job.rules))), strict=True)
                 )
-        return _segmented(request, model, masks, encoded)
+        return _segmented(request, model, masks, job)
 
     async def _segment_by_head(
         self, request: SegmentImagesRequest, model: ServedModel, call: Call
     ) -> SegmentImagesResponse:
         """Masks of the package's own classes."""
         request = with_own_labels(request, model.info)
-        job = self._image_job(request, model, task="segmentation")
-        encoded, _ = await self._encode(job, request, model, call)
+        job, _ = await self._encode(request, model, call, outputs=("segmentation",))
         with call.stage("post"):
             masks = await wait_all(
                 self.offload_steps(
@@ -383,9 +378,9 @@ class DataPlane:
                     ),
                     call,
                 )
-                for image in encoded.images
+                for image in job.encoded()
             )
-        return _segmented(request, model, masks, encoded)
+        return _segmented(request, model, masks, job)
 
     async def classify_images(
         self, request: ClassifyImagesRequest, call: Call
@@ -397,8 +392,9 @@ class DataPlane:
             features = check_features(request.features, model.manifest)
             prompts = self._class_prompts(request, model, head)
             temperature = request.temperature or _temperature(model, head)
-            job = self._image_job(request, model, (features,))
-            encoded, known = await self._encode(job, request, model, call, prompts=prompts)
+            job, known = await self._encode(
+                request, model, call, outputs=(features,), prompts=prompts
+            )
             with call.stage("post"):
                 classes = (
                     class_embeddings(prompts.groups, known, model.info.words)
@@ -412,13 +408,13 @@ class DataPlane:
                         temperature=temperature,
                         top_k=request.top_k,
                     )
-                    for image in encoded.images
+                    for image in job.encoded()
                 ]
         return ClassifyImagesResponse(
             model=model.manifest.name,
             classes=tuple(c.name for c in request.classes),
             classifications=tuple(found),
-            errors=encoded.errors,
+            errors=job.errors,
         )
 
     async def visualize_features(
@@ -429,12 +425,11 @@ class DataPlane:
             check_images(request.images, self.limits)
             check_view(request)
             features = check_features(request.features, model.manifest)
-            job = self._image_job(request, model, (features,))
-            encoded, _ = await self._encode(job, request, model, call)
+            job, _ = await self._encode(request, model, call, outputs=(features,))
             with call.stage("post"):
-                maps = await self._draw_features(request, model, encoded.images, features)
+                maps = await self._draw_features(request, model, job.encoded(), features)
         return VisualizeFeaturesResponse(
-            model=model.manifest.name, maps=tuple(maps), errors=encoded.errors
+            model=model.manifest.name, maps=tuple(maps), errors=job.errors
         )
 
     async def estimate_maps(self, request: EstimateMapsRequest, call: Call) -> EstimateMapsResponse:
@@ -443,16 +438,13 @@ class DataPlane:
         with self._serving(request, call) as model:
             check_images(request.images, self.limits)
             check_task(task, model.info)
-            job = self._image_job(request, model, task=task)
-            encoded, _ = await self._encode(job, request, model, call)
+            job, _ = await self._encode(request, model, call, outputs=(task,))
             with call.stage("post"):
                 maps = await wait_all(
                     self.offload(partial(make_map, task, raw, image.size_hw if is_scaled else None))
-                    for raw, image in ((e.outputs[task], e) for e in encoded.images)
+                    for raw, image in ((e.outputs[task], e) for e in job.encoded())
                 )
-        return EstimateMapsResponse(
-            model=model.manifest.name, maps=tuple(maps), errors=encoded.errors
-        )
+        return EstimateMapsResponse(model=model.manifest.name, maps=tuple(maps), errors=job.errors)
 
     @contextmanager
     def _serving(
@@ -477,70 +469,68 @@ class DataPlane:
 
     async def _encode(
         self,
-        job: ImageJob,
         request: ImagesRequest,
         model: ServedModel,
         call: Call,
         *,
+        outputs: Collection[str] = (),
         prompts: PromptSet = NO_PROMPTS,
         uses_foreground: bool = False,
-    ) -> tuple[EncodedImages, TextEmbeddings]:
-        """Read headers, take what the request needs, then decode and encode images and prompts."""
-        measured = await self._images.measure(job, model, call)
-        answer_bytes = self._answer_bytes(
-            job, request, model, measured, encoding=call.answer_encoding
-        )
+    ) -> tuple[ImageJob, TextEmbeddings]:
+        """Read headers, take what the request needs, then decode and encode images and prompts.
+
+        The request reads these outputs of its images.
+        """
+        job = self._image_job(request, model, outputs)
+        await self._images.measure(job, model, call)
+        answer_bytes = self._answer_bytes(job, request, model, call.answer_encoding)
         if uses_foreground:
-            answer_bytes += FOREGROUND_BYTES * min(len(job.images), self._pool.num_threads)
+            answer_bytes += FOREGROUND_BYTES * min(len(job.given), self._pool.num_threads)
         await self.admission.take(
             call,
             model.budget,
-            num_patches=measured.num_queued_patches + prompts.cost,
+            num_patches=job.num_queued_patches + prompts.cost,
             # The images are decoded before the answer is made.
-            num_bytes=max(measured.num_bytes, answer_bytes),
+            num_bytes=max(job.num_bytes, answer_bytes),
         )
-        images = self._images.run(job, measured, model, call)
+        images, texts = self._images.run(job, model, call), prompts.cached
         if prompts.missing:
-            known = model.texts.encode(prompts, call, self._pool)
-            encoded, texts = await wait_both(images, known)
+            _, texts = await wait_both(images, model.texts.encode(prompts, call, self._pool))
         else:
-            encoded, texts = await images, prompts.cached
+            await images
         await self._images.make_room(answer_bytes, model)
-        return encoded, texts
+        return job, texts
 
     def _image_job(
         self,
         request: ImagesRequest,
         model: ServedModel,
-        outputs: Collection[str] = (),
-        *,
-        task: DenseTask | None = None,
+        outputs: Collection[str],
     ) -> ImageJob:
-        """What to compute for a request that reads these outputs of its images, or this head's."""
-        outputs_asked = request.outputs if isinstance(request, EmbedImagesRequest) else ()
-        tasks = DENSE_TASK_SET.intersection(outputs_asked)
-        rule = size_rule(request, model, is_map=task is not None or bool(tasks))
+        tasks = [task for task in DENSE_TASKS if task in outputs]
+        rule = size_rule(request, model, is_map=bool(tasks))
+        # Only embeddings share a pass with dense heads.
+        kind = image_kind(tasks)
+        if tasks and not isinstance(request, EmbedImagesRequest):
+            (kind,) = tasks
+        rules = [rule]
         # A model whose masks follow colours by default keeps them for further requests too.
         qualities = {model.manifest.zero_shot.quality}
         if isinstance(request, SegmentImagesRequest):
             qualities.add(request.quality or "published")
+            if request.quality == "fine":
+                rules.append(self._preparer.finer(rule, model.manifest.max_size))
         return ImageJob(
-            images=request.images,
-            rules=(rule,),
-            kind=task or image_kind(tasks),
+            given=request.images,
+            rules=rules,
+            kind=kind,
             patch_outputs=[name for name in PATCH_OUTPUTS if name in outputs],
             is_partial=request.partial,
             has_guide=rule.windows is None and qualities != {"published"},
         )
 
     def _answer_bytes(
-        self,
-        job: ImageJob,
-        request: ImagesRequest,
-        model: ServedModel,
-        measured: MeasuredImages,
-        *,
-        encoding: AnswerEncoding,
+        self, job: ImageJob, request: ImagesRequest, model: ServedModel, encoding: AnswerEncoding
     ) -> int:
         """Bytes that the answer holds until it is sent; 0 if they are few.
 
@@ -550,7 +540,7 @@ class DataPlane:
         """
         if not isinstance(request, SizedRequest):
             return 0
-        sizes_hw, num_labels = measured.sizes_hw, 0
+        sizes_hw, num_labels = job.sizes_hw, 0
         if isinstance(request, SegmentImagesRequest):
             num_labels = len(request.classes) if job.kind == "segmentation" else 0
             sizes_hw = [
@@ -563,7 +553,7 @@ class DataPlane:
             request,
             encoding,
             sizes_hw,
-            measured.num_patches,
+            [image.num_patches[0] for image in job.images],
             embed_dim=model.manifest.embed_dim,
             num_labels=num_labels,
         )
@@ -666,13 +656,13 @@ def _segmented(
     request: SegmentImagesRequest,
     model: ServedModel,
     masks: Sequence[Segmentation],
-    encoded: EncodedImages,
+    job: ImageJob,
 ) -> SegmentImagesResponse:
     return SegmentImagesResponse(
         model=model.manifest.name,
         classes=tuple(c.name for c in request.classes),
         segmentations=tuple(masks),
-        errors=encoded.errors,
+        errors=job.errors,
     )
 
 
@@ -705,7 +695,7 @@ def _seen(
     image: EncodedImage, rule: SizeRule, request: SegmentImagesRequest, rules: MaskRules
 ) -> SeenImage:
     return SeenImage(
-        [part.outputs for part in image.parts],
+        image.parts,
         _geometry(image, rule, request.size),
         None if request.quality == "published" else image.guide_3YX,
         image.foregrounds.get(rules.features) if rules.uses_foreground else None,
@@ -717,9 +707,7 @@ def _geometry(image: EncodedImage, rule: SizeRule, size: MaskSize) -> Geometry:
     return Geometry(image.grid_hw, size_hw, scaled_hw=image.scaled_hw, windows=rule.windows)
 
 
-def _example_classes(
-    request: SegmentImagesRequest, encoded: EncodedImages, features: str, rule: SizeRule
-) -> FloatArray:
+def _example_classes(request: SegmentImagesRequest, job: ImageJob, features: str) -> FloatArray:
     """Class embeddings [K, D] from the examples of a request.
 
     Raises:
@@ -730,15 +718,14 @@ def _example_classes(
         (f"background_classes[{i}]", one) for i, one in enumerate(request.background_classes)
     ]
     needed = {example.image for _, one in classes for example in one.examples}
-    for index in sorted(needed & encoded.errors.keys()):
-        raise encoded.errors[index]
-    readable = [i for i in range(len(request.images)) if i not in encoded.errors]
+    for index in sorted(needed & job.errors.keys()):
+        raise job.errors[index]
     maps = {
-        index: PatchMap(
-            [part.outputs[features] for part in image.parts], _geometry(image, rule, "image")
+        asked.index: PatchMap(
+            [outputs[features] for outputs in image.parts], _geometry(image, job.rule, "image")
         )
-        for index, image in zip(readable, encoded.images, strict=True)
-        if index in needed
+        for asked, image in zip(job.images, job.encoded(), strict=True)
+        if asked.index in needed
     }
     return example_embeddings(classes, maps)
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from model.foreground import Foreground
 from service.images import SizeRule
-from service.lanes.work import Completed, Outputs
+from service.lanes.work import Outputs
 from service.models.served_model import ServedModel
 from service.monitoring.metrics import Metrics
 
@@ -42,7 +42,7 @@ class EncodedImage:
         foregrounds: For requests that name people or animals, by the patch embeddings in use.
     """
 
-    parts: tuple[Completed, ...]
+    parts: tuple[Outputs, ...]
     grid_hw: tuple[int, int]
     scaled_hw: tuple[int, int]
     size_hw: tuple[int, int]
@@ -52,8 +52,8 @@ class EncodedImage:
     @property
     def outputs(self) -> Outputs:
         """Outputs of a single-part image."""
-        (completed,) = self.parts
-        return completed.outputs
+        (outputs,) = self.parts
+        return outputs
 
 
 class ImageKey(NamedTuple):
@@ -127,8 +127,7 @@ class ImageCache:
                 outputs = {**known.outputs, **outputs}
                 if known.guide_3YX is not None:
                     image = replace(image, guide_3YX=known.guide_3YX, foregrounds=known.foregrounds)
-            whole = Completed(outputs=outputs, queue_s=0.0, run_s=0.0)
-            kept = replace(image, parts=(whole,))
+            kept = replace(image, parts=(outputs,))
             if _num_bytes(kept) <= self._max_bytes:
                 self._entries[key] = kept
                 self.num_bytes += _num_bytes(kept)

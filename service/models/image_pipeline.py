@@ -49,35 +49,9 @@ INLINE_BYTES: Final = 128 * 1024
 
 
 # What is made for every request is not frozen: that doubles the time to make it.
-@dataclass(slots=True, kw_only=True)
-class ImageJob:
-    """The images of a request, and what to compute for them.
-
-    Attributes:
-        images: Encoded images or pixels, or why there is none.
-        rules: The sizes at which the model sees them, the usual one first.
-        kind: Which outputs are computed.
-        patch_outputs: Which of the patch outputs are needed.
-        is_partial: Whether an unreadable image leaves the other images their answers.
-        has_guide: Whether maps follow the colours of the images; see `model.outlines`.
-    """
-
-    images: Sequence[MaybeImage]
-    rules: Sequence[SizeRule]
-    kind: Kind = "image"
-    patch_outputs: Collection[PatchOutput] = ()
-    is_partial: bool = False
-    has_guide: bool = False
-
-    @property
-    def rule(self) -> SizeRule:
-        """The usual size."""
-        return self.rules[0]
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
-class MeasuredImage:
-    """An image that can be read.
+class RequestImage:
+    """An image of a request that can be read.
 
     Attributes:
         index: In the request.
@@ -101,49 +75,52 @@ class MeasuredImage:
         return [k for k, image in enumerate(self.encoded) if image is None]
 
 
-@dataclass(slots=True, kw_only=True)
-class MeasuredImages:
-    """The images of a request as their headers say, and errors of the others by index.
+@dataclass(slots=True, kw_only=True, eq=False)
+class ImageJob:
+    """The images of a request: what to compute for them, and what is known of them.
 
     Attributes:
-        images: Those that can be read.
-        errors: Why others cannot.
+        given: Encoded images or pixels, or why there is none.
+        rules: The sizes at which the model sees them, the usual one first.
+        kind: Which outputs are computed.
+        patch_outputs: Which of the patch outputs are needed.
+        is_partial: Whether an unreadable image leaves the other images their answers.
+        has_guide: Whether maps follow the colours of the images; see `model.outlines`.
+        images: Those that can be read, in order; from `measure` on.
+        errors: Why others cannot, by index.
         num_at_once: How many to decode at once.
         num_bytes: Memory that so many take while they are decoded; 0 if they are small.
     """
 
-    images: list[MeasuredImage] = field(default_factory=list)
+    given: Sequence[MaybeImage]
+    rules: Sequence[SizeRule]
+    kind: Kind = "image"
+    patch_outputs: Collection[PatchOutput] = ()
+    is_partial: bool = False
+    has_guide: bool = False
+    images: list[RequestImage] = field(default_factory=list)
     errors: dict[int, ServiceError] = field(default_factory=dict)
     num_at_once: int = 1
     num_bytes: int = 0
 
     @property
-    def sizes_hw(self) -> list[tuple[int, int]]:
-        """Height and width of each."""
-        return [image.size_hw for image in self.images]
+    def rule(self) -> SizeRule:
+        """The usual size."""
+        return self.rules[0]
 
     @property
-    def num_patches(self) -> list[int]:
-        """Patches of each at the usual size."""
-        return [image.num_patches[0] for image in self.images]
+    def sizes_hw(self) -> list[tuple[int, int]]:
+        """Height and width of each image."""
+        return [image.size_hw for image in self.images]
 
     @property
     def num_queued_patches(self) -> int:
         """Patches that the lanes compute."""
         return sum([image.num_patches[k] for image in self.images for k in image.missing])
 
-
-@dataclass(slots=True)
-class EncodedImages:
-    """The images that could be read, in order, at each size; errors of the others by index."""
-
-    sizes: Sequence[Sequence[EncodedImage]]
-    errors: dict[int, ServiceError]
-
-    @property
-    def images(self) -> Sequence[EncodedImage]:
-        """The images at the usual size."""
-        return self.sizes[0]
+    def encoded(self, k: int = 0) -> list[EncodedImage]:
+        """The images at one size, the usual one by default."""
+        return [found for image in self.images if (found := image.encoded[k]) is not None]
 
 
 class ImagePipeline:
@@ -157,29 +134,26 @@ class ImagePipeline:
         self._admission = admission
         self._cache = cache
 
-    async def measure(self, job: ImageJob, model: ServedModel, call: Call) -> MeasuredImages:
+    async def measure(self, job: ImageJob, model: ServedModel, call: Call) -> None:
         """Look all images up in the cache, and read the headers of the others.
 
         Raises:
             InvalidRequest: An image cannot be read or is too large; the first of several.
             RequestTooLarge: All images together have too many pixels.
         """
-        if not job.images:
-            return MeasuredImages()
+        if not job.given:
+            return
         with call.stage("decode"):
             measure = partial(self._measure, job, model, call.key_digest)
-            num_bytes = sum([len(image) for image in job.images if isinstance(image, bytes)])
+            num_bytes = sum([len(image) for image in job.given if isinstance(image, bytes)])
             if num_bytes <= INLINE_BYTES:
-                measured = measure()
+                measure()
             else:
-                (measured,) = await run_in_pool(self._pool, [measure])
-        call.sizes_hw = measured.sizes_hw
-        call.is_cached = not measured.errors and not any(i.missing for i in measured.images)
-        return measured
+                await run_in_pool(self._pool, [measure])
+        call.sizes_hw = job.sizes_hw
+        call.is_cached = not job.errors and not any(image.missing for image in job.images)
 
-    async def run(
-        self, job: ImageJob, measured: MeasuredImages, model: ServedModel, call: Call
-    ) -> EncodedImages:
+    async def run(self, job: ImageJob, model: ServedModel, call: Call) -> None:
         """Decode and encode all images that can be read, once the request has taken its memory.
 
         Raises:
@@ -188,9 +162,9 @@ class ImagePipeline:
         """
         try:
             with call.stage("decode"):
-                decoded = await self._decode(job, measured, model)
+                decoded = await self._decode(job, model)
         except asyncio.CancelledError:
-            model.queue.count_abandoned(len(job.images), call.deadline)
+            model.queue.count_abandoned(len(job.given), call.deadline)
             raise
         parts = [p for _, k, one in decoded for p in job.rules[k].parts(one.pixels_3HW)]
         done = iter(await _run(parts, job, model, call) if parts else ())
@@ -199,11 +173,6 @@ class ImagePipeline:
             if image.key is not None and not self._is_short_of_memory:
                 new = self._cache.keep(image.key._replace(rule=job.rules[k]), new)
             image.encoded[k] = new
-        sizes = [
-            [found for image in measured.images if (found := image.encoded[k]) is not None]
-            for k in range(len(job.rules))
-        ]
-        return EncodedImages(sizes, measured.errors)
 
     async def make_room(self, num_bytes: int, model: ServedModel) -> None:
         """Free what heap, cache and runtimes keep, before work that takes so many bytes."""
@@ -221,28 +190,26 @@ class ImagePipeline:
             model.release_idle_memory()
         trim()
 
-    def _measure(self, job: ImageJob, model: ServedModel, owner: bytes) -> MeasuredImages:
-        measured = MeasuredImages()
-        for index in range(len(job.images)):
+    def _measure(self, job: ImageJob, model: ServedModel, owner: bytes) -> None:
+        for index in range(len(job.given)):
             found = _attempt(job, partial(self._measure_one, job, index, model, owner))
             if isinstance(found, ServiceError):
-                measured.errors[index] = found
+                job.errors[index] = found
             else:
-                measured.images.append(found)
-        if len(measured.images) > 1 or job.rule.windows is not None:
-            self._preparer.check_pixels(measured.sizes_hw, job.rules)
+                job.images.append(found)
+        if len(job.images) > 1 or job.rule.windows is not None:
+            self._preparer.check_pixels(job.sizes_hw, job.rules)
         # Together the images that are decoded at once take what one image may take.
-        largest = sorted((i.decoding_bytes for i in measured.images if i.missing), reverse=True)
+        largest = sorted((i.decoding_bytes for i in job.images if i.missing), reverse=True)
         del largest[self._pool.num_threads :]
         while sum(largest) > self._preparer.max_decoding_bytes and len(largest) > 1:
             largest.pop()
-        measured.num_at_once, measured.num_bytes = max(1, len(largest)), sum(largest)
-        return measured
+        job.num_at_once, job.num_bytes = max(1, len(largest)), sum(largest)
 
     def _measure_one(
         self, job: ImageJob, index: int, model: ServedModel, owner: bytes
-    ) -> MeasuredImage:
-        image = job.images[index]
+    ) -> RequestImage:
+        image = job.given[index]
         key = self._cache.key(image, job.rule, model, owner) if job.kind == "image" else None
         found = [
             key
@@ -259,7 +226,7 @@ class ImagePipeline:
         else:
             param = f"images[{index}]"
             size_hw, counts, num_bytes = self._preparer.measure(image, job.rules, param=param)
-        return MeasuredImage(
+        return RequestImage(
             index=index,
             size_hw=size_hw,
             num_patches=counts,
@@ -269,25 +236,25 @@ class ImagePipeline:
         )
 
     async def _decode(
-        self, job: ImageJob, measured: MeasuredImages, model: ServedModel
-    ) -> list[tuple[MeasuredImage, int, PreparedImage]]:
+        self, job: ImageJob, model: ServedModel
+    ) -> list[tuple[RequestImage, int, PreparedImage]]:
         """What is not cached, with the index of its size; broken images become errors."""
-        await self.make_room(measured.num_bytes, model)
-        decoded: list[tuple[MeasuredImage, int, PreparedImage]] = []
-        needed = [image for image in measured.images if image.missing]
-        for start in range(0, len(needed), measured.num_at_once):
-            images = needed[start : start + measured.num_at_once]
-            jobs = [partial(_attempt, job, partial(self._prepare, job, i)) for i in images]
-            for image, found in zip(images, await run_in_pool(self._pool, jobs), strict=True):
+        await self.make_room(job.num_bytes, model)
+        decoded: list[tuple[RequestImage, int, PreparedImage]] = []
+        needed = [image for image in job.images if image.missing]
+        for start in range(0, len(needed), job.num_at_once):
+            images = needed[start : start + job.num_at_once]
+            works = [partial(_attempt, job, partial(self._prepare, job, i)) for i in images]
+            for image, found in zip(images, await run_in_pool(self._pool, works), strict=True):
                 if isinstance(found, ServiceError):
-                    measured.errors[image.index] = found
-                    measured.images.remove(image)
+                    job.errors[image.index] = found
+                    job.images.remove(image)
                 else:
                     decoded += [(image, k, o) for k, o in zip(image.missing, found, strict=True)]
         return decoded
 
-    def _prepare(self, job: ImageJob, image: MeasuredImage) -> list[PreparedImage]:
-        pixels = job.images[image.index]
+    def _prepare(self, job: ImageJob, image: RequestImage) -> list[PreparedImage]:
+        pixels = job.given[image.index]
         assert not isinstance(pixels, ServiceError)
         return self._preparer.prepare(
             pixels,
@@ -353,7 +320,7 @@ def _encoded(image: PreparedImage, done: Iterator[Completed], rule: SizeRule) ->
     if rule.windows is not None:
         part_hw, num_parts = (rule.windows.side,) * 2, rule.windows.count((height, width))
     return EncodedImage(
-        parts=tuple(islice(done, num_parts)),
+        parts=tuple(part.outputs for part in islice(done, num_parts)),
         grid_hw=(part_hw[0] // rule.patch_size, part_hw[1] // rule.patch_size),
         scaled_hw=(height, width),
         size_hw=image.size_hw,

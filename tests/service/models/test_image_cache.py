@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from model.foreground import ForegroundFinder
 from model.manifest import Quality
 from service.images import SizeRule
-from service.lanes.work import Completed
 from service.messages import EmbedImagesRequest, SegmentClass, SegmentImagesRequest
 from service.models.image_cache import ENTRY_OVERHEAD_BYTES, EncodedImage, ImageCache, ImageKey
 from service.models.registry import ModelRegistry, ModelRepository
@@ -245,8 +244,7 @@ def key(number: int, cache: ImageCache, model: Any = None) -> ImageKey:
 
 def encoded(num_values: int = 1, name: str = "cls1") -> EncodedImage:
     outputs = {name: np.ones(num_values, np.float32)}
-    whole = Completed(outputs=outputs, queue_s=0, run_s=0)
-    return EncodedImage(parts=(whole,), grid_hw=(2, 2), scaled_hw=(28, 28), size_hw=(30, 30))
+    return EncodedImage(parts=(outputs,), grid_hw=(2, 2), scaled_hw=(28, 28), size_hw=(30, 30))
 
 
 def test_the_least_recently_used_image_goes_first(metrics: Metrics) -> None:

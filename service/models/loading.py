@@ -94,6 +94,7 @@ class LoadedLanes:
         package: Its manifest has the parity entries that hold on this machine.
         choice: Chosen runtime.
         plan: Number of lanes, and of threads in each.
+        settings: Of the process.
         lanes: The lanes, at first one.
         seconds: Of the first image or text of each shape that ran.
         peaks: Memory of one image of each shape that ran; empty if unknown.
@@ -105,7 +106,8 @@ class LoadedLanes:
     package: ModelPackage
     choice: RuntimeChoice
     plan: LanePlan
-    lanes: list[Lane]
+    settings: Settings
+    lanes: list[Lane] = field(default_factory=list)
     seconds: dict[Bucket, float] = field(default_factory=dict)
     peaks: dict[Bucket, int] = field(default_factory=dict)
     max_images: int = 1
@@ -121,6 +123,33 @@ class LoadedLanes:
     def parity(self) -> tuple[ParityEntry, ...]:
         """Measurements of the graphs in use."""
         return parity_in_use(self.package.manifest, self.choice.runtime, self.choice.precision)
+
+    @property
+    def native(self) -> Bucket:
+        """Images of the native size."""
+        return Bucket("image", self.package.manifest.shape_buckets[0])
+
+    @property
+    def has_max_batch_patches(self) -> bool:
+        """Whether the operator bounds the patches of a batch."""
+        return "max_batch_patches" in self.settings.model_fields_set
+
+    def load_lane(self) -> Lane:
+        """Load a further lane."""
+        most = self.settings.max_batch_patches if self.has_max_batch_patches else None
+        share = LaneShare(
+            num_threads=self.plan.num_threads,
+            num_lanes=self.plan.num_lanes,
+            cache=self.settings.cache,
+            max_batch_patches=most,
+        )
+        manifest = self.package.manifest
+        return Lane(
+            load_chosen(self.package, self.choice, share),
+            embed_dim=manifest.embed_dim,
+            trial_bucket=self.native,
+            num_labels=len(manifest.segmentation_labels),
+        )
 
 
 def load_model(
@@ -222,13 +251,11 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
     loaded = load_checked(package, settings, buckets, free_bytes)
     if loaded.choice.device == "gpu":
         free_bytes = free_gpu_memory(in_use_bytes=loaded.largest_bytes)  # by the first lane
-    num_others = fitting_lanes(loaded, settings, free_bytes) - 1
+    num_others = fitting_lanes(loaded, free_bytes) - 1
 
     def load_lane(_: int) -> Lane:
         source.check()
-        lane = _load_lane(
-            loaded.package, loaded.choice, settings, plan=loaded.plan, trial_bucket=buckets[0]
-        )
+        lane = loaded.load_lane()
         for bucket in natives(buckets).values():
             lane.run_synthetic(bucket)
         return lane
@@ -237,7 +264,7 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
     with ThreadPoolExecutor(1 if source.is_background else max(1, num_others)) as loaders:
         loaded.lanes += loaders.map(load_lane, range(num_others))
     source.check()
-    _find_batch_size(loaded, settings, free_bytes)
+    _find_batch_size(loaded, free_bytes)
     for lane in loaded.lanes:
         lane.runtime.release_idle_memory()
     fields = {
@@ -342,13 +369,14 @@ def _load_first(
         cpus=settings.cpus or available_cpus(),
         free_bytes=free_bytes,
     )
-    lane = _load_lane(package, choice, settings, plan=plan, trial_bucket=buckets[0])
+    loaded = LoadedLanes(package=package, choice=choice, plan=plan, settings=settings)
+    lane = loaded.load_lane()
+    loaded.lanes.append(lane)
     meter = GpuMeter() if lane.runtime.device == "gpu" else PeakMeter()
     cost = partial(item_cost, manifest)
     largest = max((b for b in buckets if b.is_image), key=cost)
     buckets = with_maps(buckets, manifest, lane.runtime)
     needed = {*natives(buckets).values(), largest}
-    loaded = LoadedLanes(package=package, choice=choice, plan=plan, lanes=[lane])
 
     def run(bucket: Bucket) -> None:
         loaded.seconds[bucket] = lane.run_synthetic(bucket)
@@ -362,31 +390,7 @@ def _load_first(
     return loaded
 
 
-def _load_lane(
-    package: ModelPackage,
-    choice: RuntimeChoice,
-    settings: Settings,
-    *,
-    plan: LanePlan,
-    trial_bucket: Bucket,
-) -> Lane:
-    is_set = "max_batch_patches" in settings.model_fields_set
-    share = LaneShare(
-        num_threads=plan.num_threads,
-        num_lanes=plan.num_lanes,
-        cache=settings.cache,
-        max_batch_patches=settings.max_batch_patches if is_set else None,
-    )
-    runtime = load_chosen(package, choice, share)
-    return Lane(
-        runtime,
-        embed_dim=package.manifest.embed_dim,
-        trial_bucket=trial_bucket,
-        num_labels=len(package.manifest.segmentation_labels),
-    )
-
-
-def fitting_lanes(first: LoadedLanes, settings: Settings, free_bytes: int | None) -> int:
+def fitting_lanes(first: LoadedLanes, free_bytes: int | None) -> int:
     """How many lanes can run their largest shape at the same time.
 
     Raises:
@@ -395,7 +399,7 @@ def fitting_lanes(first: LoadedLanes, settings: Settings, free_bytes: int | None
     planned, needed = first.plan.num_lanes, first.largest_bytes
     if free_bytes is None or not needed:
         return planned
-    if settings.lanes is None:  # the estimate may have been too low
+    if first.settings.lanes is None:  # the estimate may have been too low
         planned = max(1, min(planned, int(free_bytes * MEMORY_PART) // needed))
     if planned * needed <= free_bytes:
         return planned
@@ -413,30 +417,29 @@ def natives(buckets: Sequence[Bucket]) -> dict[Kind, Bucket]:
     return {bucket.kind: bucket for bucket in reversed(buckets)}
 
 
-def _find_batch_size(loaded: LoadedLanes, settings: Settings, free_bytes: int | None) -> None:
+def _find_batch_size(loaded: LoadedLanes, free_bytes: int | None) -> None:
     """Find the number of images and patches in a batch, on the first lane, if they are not set."""
-    manifest, lane = loaded.package.manifest, loaded.lanes[0]
+    manifest, settings, native = loaded.package.manifest, loaded.settings, loaded.native
     if free_bytes is not None:
         lane_bytes = int(free_bytes * MEMORY_PART) // len(loaded.lanes)
         loaded.fitting = patches_within(lane_bytes, loaded.peaks, partial(item_cost, manifest))
     loaded.max_patches = settings.max_batch_patches
     # The default is four images of 448 x 448: it does not bind a GPU whose memory was measured.
-    is_set = "max_batch_patches" in settings.model_fields_set
-    if loaded.choice.device == "gpu" and loaded.fitting is not None and not is_set:
+    has_most = loaded.has_max_batch_patches
+    if loaded.choice.device == "gpu" and loaded.fitting is not None and not has_most:
         loaded.max_patches = settings.max_queue_patches
     if settings.max_batch_images is not None:
         loaded.max_images = settings.max_batch_images
         return
-    native = Bucket("image", manifest.shape_buckets[0])
-    within = loaded.max_patches
-    if loaded.fitting is not None:
-        within = min(within, loaded.fitting)
+    within = min(
+        loaded.max_patches, loaded.max_patches if loaded.fitting is None else loaded.fitting
+    )
     until = time.monotonic() + WARM_UP_LIMIT_S
 
     def run(num_images: int) -> float | None:
         seconds: list[float] = []
         while len(seconds) < MAX_RUNS and time.monotonic() < until:
-            seconds.append(lane.run_synthetic(native, num_images))
+            seconds.append(loaded.lanes[0].run_synthetic(native, num_images))
         if seconds and num_images == 1:
             loaded.seconds[native] = min(seconds)
         return min(seconds, default=None)
@@ -545,7 +548,7 @@ def bucket_limits(
     most as the square of its size; the time of a shape that did not run is estimated.
     """
     seconds, peaks = loaded.seconds, loaded.peaks
-    native = Bucket("image", manifest.shape_buckets[0])
+    native = loaded.native
     limits = []
     for height, width in manifest.shape_buckets:
         bucket = Bucket("image", (height, width))

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -56,8 +56,8 @@ class ModelRegistry:
     ) -> None:
         self.heads = heads
         self.images = images or ImageCache(metrics)
+        # In the order of `models`; replaced as a whole, so that it is read without the lock.
         self._models: dict[str, ServedModel] = {}
-        self._ordered: Sequence[ServedModel] = ()  # a request does not wait for the lock to read it
         self._default: str | None = None
         self._users: Counter[ServedModel] = Counter()
         self._changed = threading.Condition()
@@ -73,7 +73,7 @@ class ModelRegistry:
 
     def models(self) -> list[ServedModel]:
         """All served models, the default one first, then sorted by name."""
-        return list(self._ordered)
+        return list(self._models.values())
 
     def find(self, name: str | None) -> ServedModel:
         """A served model, for its description; run requests only under a lease.
@@ -93,10 +93,6 @@ class ModelRegistry:
         else:
             text = f"The default model is not served; name another: {names}."
         raise ModelNotFound(text, param="model")
-
-    def _order(self) -> None:
-        names = sorted(self._models, key=lambda name: (name != self._default, name))
-        self._ordered = [self._models[name] for name in names]
 
     @contextmanager
     def lease(self, name: str | None) -> Iterator[ServedModel]:
@@ -120,10 +116,10 @@ class ModelRegistry:
     def put(self, served: ServedModel) -> ServedModel | None:
         """Serve a model under its name; returns the model that it replaces."""
         with self._changed:
-            replaced = self._models.get(served.manifest.name)
-            self._models[served.manifest.name] = served
-            self._default = self._default or served.manifest.name
-            self._order()
+            name = served.manifest.name
+            self._default, replaced = self._default or name, self._models.get(name)
+            names = sorted({*self._models, name}, key=lambda n: (n != self._default, n))
+            self._models = {n: served if n == name else self._models[n] for n in names}
         return replaced
 
     def remove(self, name: str) -> ServedModel:
@@ -134,8 +130,7 @@ class ModelRegistry:
         """
         with self._changed:
             served = self.find(name)
-            del self._models[name]
-            self._order()
+            self._models = {n: other for n, other in self._models.items() if other is not served}
         return served
 
     def wait_unused(self, served: ServedModel) -> None:

@@ -32,12 +32,11 @@ SIZE = re.compile(r"(\d{1,6})(?:x(\d{1,6}))?")
 # The command line client reads these; they may be exported in the same shell as the server.
 CLIENT_VARIABLES = {"TIPSERVE_URL", "TIPSERVE_API_KEY"}
 # Kubernetes sets these in every pod of a namespace with a Service called tipserve, or
-# tipserve-predictor as KServe calls it.
+# tipserve-predictor as KServe calls it: names and values.
 SERVICE_LINK = re.compile(
-    r"TIPSERVE_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)"
+    r"TIPSERVE_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)=.*|PORT(_\d+_\w+)?=(tcp|udp|sctp)://.*"
+    r"|PORT_\d+_(TCP|UDP|SCTP)_\w+=.*)"
 )
-LINK_VALUE = re.compile(r"(tcp|udp|sctp)://.*")
-
 # What the library writes behind the help of an option without a default, or with an obvious one.
 NO_DEFAULT = re.compile(r" \(default( factory)?: (None|False|\(\)|.*lambda.*)\)$")
 
@@ -435,26 +434,20 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
     Raises:
         ValueError: A variable with our prefix is no setting.
     """
-    values: dict[str, str] = {}
-    unknown: list[str] = []
-    for name, value in environment.items():
-        field = name.upper().removeprefix(PREFIX).lower()
-        if not name.upper().startswith(PREFIX):
-            continue
-        if field in Settings.model_fields:
-            values[field] = value
-        elif name.upper() not in CLIENT_VARIABLES and not _is_service_link(name, value):
-            unknown.append(name)
+    fields = {PREFIX + field.upper(): field for field in Settings.model_fields}
+    ours = {name.upper(): value for name, value in environment.items()}
+    ours = {name: value for name, value in ours.items() if name.startswith(PREFIX)}
+    unknown = [
+        name
+        for name, value in ours.items()
+        if name not in fields.keys() | CLIENT_VARIABLES
+        and not SERVICE_LINK.fullmatch(f"{name}={value}")
+    ]
     if unknown:
         raise ValueError(
             f"unknown variables {', '.join(sorted(unknown))}; `python -m service --help` lists all"
         )
-    return values
-
-
-def _is_service_link(name: str, value: str) -> bool:
-    is_address = name.endswith("_PORT") and LINK_VALUE.fullmatch(value) is not None
-    return is_address or SERVICE_LINK.fullmatch(name) is not None
+    return {fields[name]: value for name, value in ours.items() if name in fields}
 
 
 def _as_text(value: object) -> str:

@@ -12,15 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BASE_SCRIPT = ROOT / "scripts" / "stand_in_base.sh"
 # pip settings that a build needs, if set.
 PIP_KEYS = (
-    "cert",
-    "client-cert",
-    "constraint",
-    "extra-index-url",
-    "find-links",
-    "index-url",
-    "proxy",
-    "timeout",
-    "trusted-host",
+    *("cert", "client-cert", "constraint", "extra-index-url", "find-links", "index-url"),
+    *("proxy", "timeout", "trusted-host"),
 )
 REVISION = "0" * 40
 BASE_LIMIT_S = 600.0
@@ -42,7 +35,9 @@ def build_image(engine: Engine, tag: str, scratch: Path) -> None:
     options += [f"--build-arg=BASE={stand_in_base(engine)}", f"--build-arg=REVISION={REVISION}"]
     if settings:
         path = scratch / "pip.conf"
-        path.write_text(as_pip_conf(settings), encoding="utf-8")
+        # A list has one line per word.
+        lines = (f"{key} = " + "\n    ".join(text.split()) for key, text in settings.items())
+        path.write_text("\n".join(["[global]", *lines, ""]), encoding="utf-8")
         options.append(f"--secret=id=pip,src={path}")
     # Files named by those settings are mounted at the same path during the build.
     for word in " ".join(settings.values()).split():
@@ -62,9 +57,3 @@ def pip_settings() -> dict[str, str]:
         if key in PIP_KEYS:
             found[key] = str(ast.literal_eval(value))
     return found
-
-
-def as_pip_conf(settings: dict[str, str]) -> str:
-    """Format the settings as pip.conf; a list has one line per word."""
-    lines = [f"{key} = " + "\n    ".join(value.split()) for key, value in settings.items()]
-    return "\n".join(["[global]", *lines, ""])

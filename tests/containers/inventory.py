@@ -1,11 +1,9 @@
 """Runs with the image's Python and prints the image's contents as JSON."""
 
-import importlib.metadata
 import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,19 +20,11 @@ def file_bytes(folder: str) -> int:
 
 def take(wanted: dict[str, str]) -> dict[str, object]:
     """Find which of these programs and modules exist, and the size of the folders."""
-    installed = importlib.metadata.distributions()
     return {
-        "installed": {found.metadata["Name"]: found.version for found in installed},
         "programs": [name for name in wanted["programs"].split() if shutil.which(name)],
         "modules": [name for name in wanted["modules"].split() if importlib.util.find_spec(name)],
         "pips": [str(path) for top in ("/usr", "/opt") for path in files(top, "*-packages/pip")],
         "folders": {name: file_bytes(name) for name in wanted["folders"].split()},
-        "debian": dict(
-            line.split("\t")
-            for line in subprocess.check_output(
-                ["dpkg-query", "-W", "-f", "${Package}\t${Version}\n"], text=True
-            ).splitlines()
-        ),
         "documents": {path.name: path.read_text() for path in files("/usr/share/doc/tipserve")},
     }
 

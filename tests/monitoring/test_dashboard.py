@@ -1,23 +1,32 @@
 """Panels, queries, variables, links and types of the Grafana dashboard are valid."""
 
 import json
+import re
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import yaml
 
-from tests.monitoring.dashboard_file import BUILT_IN, DASHBOARD, FILE, VARIABLE, panels, queries
 from tests.monitoring.prometheus_queries import known_series, metric_names
-from tests.monitoring.rule_file import ALERTS, GROUPS, promtool
+from tests.monitoring.rule_file import ALERTS, FOLDER, GROUPS, promtool
 from tests.tools import TOOLS, miss, run
 
+FILE: Final = FOLDER / "dashboard.json"
+DASHBOARD: Final[dict[str, Any]] = json.loads(FILE.read_text(encoding="utf-8"))
+# Those of collapsed rows are inside of the rows.
+PANELS: Final = [
+    panel
+    for one in DASHBOARD["panels"]
+    for panel in ([one] if one["type"] != "row" else one["panels"])
+]
+VARIABLES: Final = DASHBOARD["templating"]["list"]
+# Grafana's own variables, with the values for tests.
+BUILT_IN: Final = {"__rate_interval": "1m", "__interval": "30s", "__range": "1h"}
+VARIABLE: Final = re.compile(r"\$(?:\{(\w+)(?::\w+)?\}|(\w+))")
 DATASOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
 # Grafana units of our metrics; `none` is a ratio such as a burn rate.
 UNITS: Final = {"short", "none", "percentunit", "s", "bytes", "reqps", "cps", "watt", "celsius"}
-PANELS: Final = list(panels())
-VARIABLES: Final = DASHBOARD["templating"]["list"]
-QUERIES: Final = queries()
 COMPILER_OPTIONS: Final = {
     "strict": True,
     "noEmit": True,
@@ -26,6 +35,23 @@ COMPILER_OPTIONS: Final = {
     "moduleResolution": "bundler",
     "types": [],
 }
+
+
+def queries() -> list[str]:
+    """Every expression of panels, annotations and variables."""
+    found = [target["expr"] for panel in PANELS for target in panel["targets"]]
+    found += [annotation["expr"] for annotation in DASHBOARD["annotations"]["list"]]
+    for variable in VARIABLES:
+        if variable["type"] == "query":
+            match = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
+            assert match, variable
+            found.append(f"count by ({match[2]}) ({match[1]})")
+    return found
+
+
+def filled(expression: str) -> str:
+    """Fill in the variables as Grafana does with all values selected."""
+    return VARIABLE.sub(lambda m: BUILT_IN.get(m[1] or m[2], ".*"), expression)
 
 
 def test_everything_reads_the_selected_prometheus() -> None:
@@ -45,19 +71,14 @@ def test_panels_have_a_description_and_a_unit() -> None:
 def test_queries_use_variables_and_series_that_exist() -> None:
     variables = {variable["name"] for variable in VARIABLES} | BUILT_IN.keys()
     series = known_series(GROUPS)
-    for query in QUERIES:
-        used = {match[1] or match[2] for match in VARIABLE.finditer(query.expression)}
-        assert used <= variables, query
-        names = metric_names(query.filled())
-        assert names, query
-        assert names <= series, query
+    for query in queries():
+        assert {match[1] or match[2] for match in VARIABLE.finditer(query)} <= variables, query
+        assert metric_names(filled(query)), query
+        assert metric_names(filled(query)) <= series, query
 
 
 def test_prometheus_reads_every_expression(tmp_path: Path) -> None:
-    rules = [
-        {"record": f"place:{number}", "expr": query.filled()}
-        for number, query in enumerate(QUERIES)
-    ]
+    rules = [{"record": f"q:{n}", "expr": filled(query)} for n, query in enumerate(queries())]
     path = tmp_path / "rules.yml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "all", "rules": rules}]}))
     checked = promtool("check", "rules", "--lint=none", str(path))

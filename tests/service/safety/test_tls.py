@@ -1,11 +1,8 @@
-"""TLS files are checked at the start, and changed ones are used without a restart."""
+"""TLS files are checked at the start."""
 
-import asyncio
-import ssl
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import trustme
 from cryptography.hazmat.primitives.serialization import (
@@ -16,55 +13,20 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from service.server import Server
-from tests.service.conftest import Serving
-
-LIMIT_S = 20.0
-
-
-@pytest.fixture(scope="module")
-def ca() -> trustme.CA:
-    """The authority of the servers."""
-    return trustme.CA()
 
 
 @pytest.fixture
-def paths(tmp_path: Path, ca: trustme.CA) -> dict[str, Path]:
+def paths(tmp_path: Path) -> dict[str, Path]:
     """The files of a certificate for 127.0.0.1 and of an authority of clients, by setting."""
-    made = {name: tmp_path / name for name in ("tls_cert", "tls_key", "tls_client_ca")}
-    write(made, ca)
+    ca, made = (
+        trustme.CA(),
+        {f"tls_{name}": tmp_path / name for name in ("cert", "key", "client_ca")},
+    )
+    leaf = ca.issue_cert("127.0.0.1")
+    leaf.private_key_pem.write_to_path(made["tls_key"])
+    leaf.cert_chain_pems[0].write_to_path(made["tls_cert"])
     ca.cert_pem.write_to_path(made["tls_client_ca"])
     return made
-
-
-def write(paths: dict[str, Path], ca: trustme.CA) -> None:
-    leaf = ca.issue_cert("127.0.0.1")
-    paths["tls_key"].write_bytes(leaf.private_key_pem.bytes())
-    paths["tls_cert"].write_bytes(leaf.cert_chain_pems[0].bytes())
-
-
-async def test_an_open_connection_outlives_the_renewal(
-    serving: Serving, paths: dict[str, Path], ca: trustme.CA
-) -> None:
-    def trusting(authority: trustme.CA) -> httpx.AsyncClient:
-        context = ssl.create_default_context()
-        authority.configure_trust(context)
-        return httpx.AsyncClient(verify=context, timeout=LIMIT_S)
-
-    del paths["tls_client_ca"]
-    new_ca = trustme.CA()
-    async with serving(**paths) as server, trusting(ca) as client:
-        url = f"https://127.0.0.1:{server.ports['http']}/v1/models"
-        assert (await client.get(url)).status_code == 200
-        write(paths, new_ca)
-        async with asyncio.timeout(LIMIT_S):
-            is_renewed = False
-            while not is_renewed:
-                async with trusting(new_ca) as other:
-                    try:
-                        is_renewed = (await other.get(url)).status_code == 200
-                    except httpx.TransportError:
-                        await asyncio.sleep(0.1)
-        assert (await client.get(url)).status_code == 200
 
 
 def test_broken_files_stop_the_start_and_are_named(

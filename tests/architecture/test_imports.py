@@ -1,6 +1,5 @@
 """Import style, and imports of the serving path. Contracts: import-linter, in scripts/check.sh."""
 
-import ast
 import re
 import subprocess
 import sys
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-ROOMS = ("service", "model", "training", "tipserve_cli")
 BLOCKED = (
     *("opentelemetry.sdk", "torch", "torchvision", "transformers"),
     *("huggingface_hub", "onnx", "scipy", "training"),
@@ -23,28 +21,6 @@ sys.meta_path.insert(0, Block())
 for module in sys.argv[1:]:
     importlib.import_module(module)
 """
-
-
-def has_bare_room_import(source: str) -> bool:
-    """Whether a top-level package is bound by name: `import model`, `import model.vision`."""
-    return any(
-        isinstance(node, ast.Import)
-        and any(alias.name.split(".")[0] in ROOMS and alias.asname is None for alias in node.names)
-        for node in ast.walk(ast.parse(source))
-    )
-
-
-@pytest.mark.slow
-def test_no_room_is_imported_by_its_bare_name(project_root: Path, python_files: list[Path]) -> None:
-    assert has_bare_room_import("def f():\n    import model.vision")
-    offenders = [
-        path.as_posix()
-        for path in python_files
-        if has_bare_room_import((project_root / path).read_text(encoding="utf-8"))
-    ]
-    assert not offenders, (
-        f"write `from model.x import Y`; a local `model` would hide it: {offenders}"
-    )
 
 
 def test_folders_that_are_no_packages_stay_so(project_files: list[Path]) -> None:

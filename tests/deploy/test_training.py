@@ -28,7 +28,6 @@ LABELS = {
 EVERY = [*((name, step) for name in CHAINS for step in ORDER)]
 EVERY += [(name, kind) for name in DISTRIBUTED for kind in KINDS]
 every_container = pytest.mark.parametrize(("name", "part"), EVERY)
-every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def pod_and_container(name: str, part: str) -> tuple[Manifest, Manifest]:
@@ -92,17 +91,6 @@ def test_the_command_line_accepts_every_argument(name: str, part: str) -> None:
                 new_app().parse_args(arguments)
             else:
                 build_parser(arguments[0]).parse_args(arguments)
-
-
-@every_kind
-@pytest.mark.parametrize("suffix", ["", "-dev"])
-def test_the_same_runs_with_and_without_an_operator(kind: str, suffix: str) -> None:
-    _, by_operator = pod_and_container(f"trainjob{suffix}", kind)
-    _, alone = pod_and_container(f"indexed-job{suffix}", kind)
-    own = [variable for variable in alone["env"] if not variable["name"].startswith("PET_")]
-    for key, expected in {**alone, "env": own}.items():
-        if key in ("command", "args", "env", "volumeMounts"):
-            assert by_operator[key] == expected
 
 
 def test_only_captioning_reads_geminis_key_and_may_call_out() -> None:

@@ -29,11 +29,7 @@ def in_query(value: Any) -> str:
 
 
 ASKED: list[tuple[str, dict[str, Any], str]] = [
-    (
-        "embed",
-        {"outputs": ["patches", "cls2"], "normalize": False, "fit": "aspect", "resolution": 42},
-        "patches cls2",
-    ),
+    ("embed", {"outputs": ["patches", "cls2"], "fit": "aspect", "resolution": 42}, "patches cls2"),
     ("embed", {"dtype": "int8", "partial": True}, "cls1 scales"),
     (
         "segment",
@@ -41,11 +37,7 @@ ASKED: list[tuple[str, dict[str, Any], str]] = [
         "height width classes background_share",
     ),
     ("classify", {"classes": ["dog", "sky"], "top_k": 1}, "classes"),
-    (
-        "features",
-        {"kind": "groups", "group_count": 3, "size": "model"},
-        "height width groups features",
-    ),
+    ("features", {"kind": "groups", "group_count": 3}, "height width groups features"),
     ("depth", {"fit": "aspect", "resolution": 56, "size": "model"}, "height width depth"),
     ("normals", {"size": "model"}, "height width normals"),
 ]
@@ -87,12 +79,8 @@ async def test_every_native_route_lists_its_media_types_if_none_is_accepted(
 
 async def test_paths_and_methods(client: httpx.AsyncClient) -> None:
     """Unknown ones have the error body, a trailing slash is ignored, HEAD has no body."""
-    for answer in (
-        await client.get("/v1/nothing"),
-        await client.get("/v1/models//"),
-        await client.post("/v1/nothing/", json={}),
-    ):
-        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "route_not_found")
+    unknown = await client.get("/v1/models//")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "route_not_found")
     wrong = await client.put("/v1/models")
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
     assert wrong.headers["allow"] == "GET"
@@ -106,9 +94,6 @@ async def test_paths_and_methods(client: httpx.AsyncClient) -> None:
         assert head.headers["content-length"] == got.headers["content-length"]
     ignored = await client.post("/v1/texts:embed?dtype=int8", json={"texts": ["a"]})
     assert (ignored.status_code, ignored.json()["error"]["param"]) == (422, "dtype")
-    body, npy = {"image": "", "outputs": ["cls1", "cls2"]}, {"Accept": "application/x-npy"}
-    two = await client.post("/v1/images:embed", json=body, headers=npy)
-    assert (two.status_code, two.json()["error"]["param"]) == (422, "outputs")
     version = (await client.get("/version")).json()
     assert version == {"version": (await client.get("/v2")).json()["version"]}
     refused = await client.head("/v1/embeddings")

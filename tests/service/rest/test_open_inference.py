@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +21,7 @@ from tests.service.rest.conftest import client_of
 INFER = "/v2/models/fake/infer"
 LENGTH = "Inference-Header-Content-Length"
 LOAD, UNLOAD = "/v2/repository/models/second/load", "/v2/repository/models/second/unload"
-INDEX, READY = "/v2/repository/index", "/v2/health/ready"
+INDEX = "/v2/repository/index"
 TEXT = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["dog"]}
 
 
@@ -36,30 +35,9 @@ def image_input(*images: bytes) -> dict[str, Any]:
     return {"name": "image", "shape": [len(data)], "datatype": "BYTES", "data": data}
 
 
-def binary_body(document: dict[str, Any], *blobs: bytes) -> tuple[bytes, dict[str, str]]:
-    """A body with the blobs after the JSON, and its headers."""
-    for tensor, blob in zip(document["inputs"], blobs, strict=True):
-        tensor["parameters"] = {"binary_data_size": len(blob)}
-    head = json.dumps(document).encode()
-    return head + b"".join(blobs), {LENGTH: str(len(head))}
-
-
-def outputs_of(answer: httpx.Response) -> dict[str, np.ndarray[Any, Any]]:
-    """Arrays by name, from the JSON or the bytes after it; no byte may be left over."""
+def names_of(answer: httpx.Response) -> list[str]:
     assert answer.status_code == 200, answer.text
-    length = int(answer.headers.get(LENGTH, len(answer.content)))
-    rest = answer.content[length:]
-    arrays = {}
-    for output in json.loads(answer.content[:length])["outputs"]:
-        dtype = {"FP32": "<f4"}[output["datatype"]]
-        if "data" in output:
-            array = np.array(output["data"], dtype)
-        else:
-            size = output["parameters"]["binary_data_size"]
-            array, rest = np.frombuffer(rest[:size], dtype), rest[size:]
-        arrays[output["name"]] = array.reshape(output["shape"])
-    assert not rest
-    return arrays
+    return [output["name"] for output in answer.json()["outputs"]]
 
 
 async def test_null_and_what_clients_always_send_are_absent(client: httpx.AsyncClient) -> None:
@@ -83,13 +61,14 @@ async def test_perf_analyzer_asks_for_every_output_and_reads_statistics(
     model = (await client.get("/v2/models/fake")).json()
     every = [{"name": output["name"]} for output in model["outputs"]]
     of_images = [o["name"] for o in every if o["name"] != "text_embeddings"]
+    image = base64.b64encode(encode_image()).decode()
     for tensor, names in (
         (TEXT, ["text_embeddings"]),
         (TEXT, ["text_embeddings"]),
-        (image_input(encode_image()), of_images),
+        ({**TEXT, "name": "image", "data": [image]}, of_images),
     ):
         answer = await client.post(INFER, json={"inputs": [tensor], "outputs": every})
-        assert list(outputs_of(answer)) == names
+        assert names_of(answer) == names
     refused = await client.post(INFER, json={"inputs": [TEXT], "outputs": every[1:]})
     assert refused.status_code == 422
     (stats,) = (await client.get("/v2/models/fake/stats")).json()["model_stats"]
@@ -112,15 +91,12 @@ LABELS = {"name": "text_embeddings", "parameters": {"classification": 3}}
 SHARED = {**TEXT, "parameters": {"shared_memory_region": "a"}}
 BAD: list[tuple[dict[str, Any], int, str | None]] = [
     ({"inputs": []}, 422, "inputs"),
-    ({}, 422, "inputs"),
     ({"inputs": [TEXT, TEXT]}, 422, "inputs"),
     ({"inputs": [TEXT], "colour": 1}, 422, "colour"),
-    ({"inputs": [{**TEXT, "shape": [2]}]}, 422, "inputs[0]"),
     ({"inputs": [{**TEXT, "shape": [2**62]}]}, 413, "inputs[0].shape"),
     ({"inputs": [{**TEXT, "shape": [10**30]}]}, 422, "inputs[0].shape[0]"),
     ({"inputs": [{**PIXELS, "shape": [1, HUGE, HUGE, 3]}]}, 422, "inputs[0].shape[1]"),
     ({"inputs": [{**PIXELS, "data": [[[[[[HUGE]]]]]]}]}, 422, "inputs[0].data"),
-    ({"inputs": [{**PIXELS, "data": nested(40)}]}, 422, "inputs[0].data"),
     ({"inputs": [{**PIXELS, "data": nested(150)}]}, 422, "inputs[0].data"),
     ({"inputs": [{**PIXELS, "data": nested(250)}]}, 422, None),
     ({"inputs": [{**TEXT, "data": [5]}]}, 422, "inputs[0].data[0]"),
@@ -129,8 +105,6 @@ BAD: list[tuple[dict[str, Any], int, str | None]] = [
     ({"inputs": [{**TEXT, "parameters": {"binary_data_size": 4}}]}, 422, "inputs[0].data"),
     ({"inputs": [SHARED]}, 422, "inputs[0].parameters.shared_memory_region"),
     ({"inputs": [{**TEXT, "name": "image", "data": ["?"]}]}, 422, "inputs[0].data[0]"),
-    ({"inputs": [{**TEXT, "name": "image", "data": ["ZG9n"]}]}, 422, "images[0]"),
-    ({"inputs": [TEXT], "outputs": [{"name": "logits"}]}, 422, "outputs[0]"),
     ({"inputs": [TEXT], "outputs": [{"name": "cls1"}]}, 422, "outputs[0]"),
     ({"inputs": [TEXT], "outputs": 2 * [{"name": "text_embeddings"}]}, 422, "outputs[1]"),
     ({"inputs": [TEXT], "outputs": [LABELS]}, 422, "outputs[0].parameters.classification"),
@@ -148,14 +122,19 @@ async def test_a_wrong_request_names_its_field(client: httpx.AsyncClient) -> Non
 
 
 async def test_wrong_binary_lengths_and_requests_are_refused(client: httpx.AsyncClient) -> None:
-    document: dict[str, Any] = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES"}]}
-    content, headers = binary_body(document, struct.pack("<I", 3) + b"dog")
+    blob = struct.pack("<I", 3) + b"dog"
+    tensor: dict[str, Any] = {"name": "text", "shape": [1], "datatype": "BYTES"}
+    tensor |= {"parameters": {"binary_data_size": len(blob)}}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    content, headers = head + blob, {LENGTH: str(len(head))}
     assert (await client.post(INFER, content=content, headers=headers)).status_code == 200
     for broken, more, status in (
         (content + b"x", headers, 422),
         (content[:-1], headers, 422),
-        *((content, {LENGTH: n}, 422) for n in ("0", "-5", "1e3", "9" * 400)),
-        (content, {LENGTH: str(len(content) + 1)}, 422),
+        *(
+            (content, {LENGTH: n}, 422)
+            for n in ("0", "-5", "1e3", "9" * 400, str(len(content) + 1))
+        ),
         (content, {}, 422),
         (b"", headers, 422),
         # The middleware's errors have the protocol's form, too.
@@ -166,11 +145,8 @@ async def test_wrong_binary_lengths_and_requests_are_refused(client: httpx.Async
         assert answer.status_code == status, answer.text
         assert isinstance(answer.json()["error"], str)
     query = await client.post(INFER + "?fit=aspect", json={"inputs": [TEXT]})
-    method = await client.delete(INFER)
     version = await client.get("/v2/models/fake/versions/7/ready")
-    answers = (query, method, version)
-    assert [answer.status_code for answer in answers] == [422, 405, 404]
-    assert all(isinstance(answer.json()["error"], str) for answer in answers)
+    assert [answer.status_code for answer in (query, version)] == [422, 404]
 
 
 @given(st.binary(max_size=60), st.integers(-1, 70), st.none() | st.integers(-1, 250))
@@ -186,14 +162,6 @@ def test_random_bytes_after_the_json_are_read_or_refused(
         assert struct.pack("<I", size - 4) + bytes(read.elements[0]) == blob
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for name in ("second", "third"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "tipserve.json").touch()
-    return tmp_path
-
-
 async def test_management_is_off_by_default_and_warns_without_keys(
     serving: Serving, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -204,7 +172,6 @@ async def test_management_is_off_by_default_and_warns_without_keys(
         for path in (INDEX, LOAD, UNLOAD):
             answer = await client.post(path)
             assert (answer.status_code, answer.json()["code"]) == (501, "management_not_enabled")
-        assert INDEX in (await client.get("/openapi.json")).json()["paths"]
     async with serving(enable_management=True, api_keys="the-key-of-this-test"):
         assert warnings() == []
     async with serving(enable_management=True):
@@ -225,13 +192,13 @@ BAD_MANAGEMENT: list[tuple[str, Any, int, str | None]] = [
 ]
 
 
-async def test_a_wrong_management_request_names_its_field(serving: Serving, folder: Path) -> None:
-    settings = {"enable_management": True, "model_repository": folder}
+async def test_a_wrong_management_request_names_its_field(serving: Serving, tmp_path: Path) -> None:
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "tipserve.json").touch()
+    settings = {"enable_management": True, "model_repository": tmp_path}
     async with serving(**settings) as server, client_of(server) as client:
         for path, body, status, param in BAD_MANAGEMENT:
             answer = await client.post(path, json=body)
-            error = answer.json()
-            assert error["error"]
-            assert (answer.status_code, error["param"]) == (status, param), error
-            assert str(folder) not in answer.text
-        assert (await client.get(READY)).status_code == 200
+            assert (answer.status_code, answer.json()["param"]) == (status, param), answer.text
+            assert str(tmp_path) not in answer.text
+        assert (await client.get("/v2/health/ready")).status_code == 200

@@ -70,10 +70,15 @@ async def read_options(
         options = await read_json(request, plane, body_type, query)
         texts = image_texts(options)
         return options, await load_images(request, plane, texts, is_partial=options.partial)
-    raise UnsupportedMedia(
-        f"Content-Type {content_type or '(none)'} is not supported; send image/*, {FORM} or "
-        f"{JSON}. With curl: -H 'Content-Type: image/jpeg'.",
-        param="Content-Type",
+    text = f"image/*, {FORM} or {JSON}. With curl: -H 'Content-Type: image/jpeg'"
+    raise unsupported(request, text)
+
+
+def unsupported(request: Request, text: str) -> UnsupportedMedia:
+    """The error of a body's media type; `text` says what to send."""
+    given = media_type(request) or "(none)"
+    return UnsupportedMedia(
+        f"Content-Type {given} is not supported; send {text}.", param="Content-Type"
     )
 
 
@@ -86,12 +91,8 @@ async def read_json(
         InvalidRequest: A field is wrong or unknown, or the body is not JSON.
         UnsupportedMedia: The body is of another media type.
     """
-    content_type = media_type(request)
-    if content_type != JSON:
-        raise UnsupportedMedia(
-            f"Content-Type {content_type or '(none)'} is not supported; send {JSON}.",
-            param="Content-Type",
-        )
+    if media_type(request) != JSON:
+        raise unsupported(request, JSON)
     refuse_query(query, "the JSON body")
     return await plane.offload(partial(parse_json, await read_body(request), schema, plane.limits))
 

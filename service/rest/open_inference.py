@@ -13,8 +13,8 @@ from pydantic import BaseModel, Field
 
 from service.call import current_call
 from service.data_plane import DataPlane
-from service.errors import InvalidRequest, UnsupportedMedia
-from service.messages import RequestLimits
+from service.errors import InvalidRequest
+from service.messages import ModelInfo, RequestLimits
 from service.models.registry import ModelRepository, managed_repository
 from service.open_inference.inference import (
     InferAnswer,
@@ -43,8 +43,9 @@ from service.rest.inputs import (
     query_of,
     read_body,
     refuse_query,
+    unsupported,
 )
-from service.rest.openapi import BINARY, CALL_HEADERS, V2_ERRORS, json_content
+from service.rest.openapi import BINARY, V2_ERRORS, json_content, json_route
 from service.rest.responses import JSON, dump, little_endian, write_content
 from service.schema import DialectSchema
 
@@ -140,30 +141,22 @@ class UnloadBody(DialectSchema):
     parameters: dict[str, Any] = Field(default={})
 
 
-INFER: Final[dict[str, Any]] = {
-    "responses": {
-        200: {
-            "description": "JSON, followed by the bytes of binary outputs, if any.",
-            "content": {JSON: {"schema": {"type": "object"}}, OCTETS: {"schema": BINARY}},
-            "headers": {
-                HEADER_LENGTH: {
-                    "schema": {"type": "integer"},
-                    "description": "Number of bytes of the JSON, if binary outputs follow it.",
-                }
-            },
-        }
-    }
-    | V2_ERRORS,
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "description": "JSON, then the bytes of each input with a `binary_data_size`, in "
-            f"order. If bytes follow, the header {HEADER_LENGTH} is required.",
-            "content": json_content(InferBody) | {OCTETS: {"schema": BINARY}},
+INFER: Final = json_route(
+    json_content(InferBody) | {OCTETS: {"schema": BINARY}},
+    {
+        "description": "JSON, followed by the bytes of binary outputs, if any.",
+        "content": {JSON: {"schema": {"type": "object"}}, OCTETS: {"schema": BINARY}},
+        "headers": {
+            HEADER_LENGTH: {
+                "schema": {"type": "integer"},
+                "description": "Number of bytes of the JSON, if binary outputs follow it.",
+            }
         },
-        "parameters": CALL_HEADERS,
     },
-}
+    text="JSON, then the bytes of each input with a `binary_data_size`, in order. If bytes follow, "
+    f"the header {HEADER_LENGTH} is required.",
+    errors=V2_ERRORS,
+)
 
 
 def build_inference_router(plane: DataPlane, *, is_managed: bool) -> APIRouter:
@@ -182,45 +175,39 @@ def build_inference_router(plane: DataPlane, *, is_managed: bool) -> APIRouter:
         """Statistics of all models since they were loaded."""
         return statistics(plane)
 
-    _add_model(router, plane)
+    def ready(info: ModelInfo) -> Document:
+        plane.check_model_ready(info.manifest.name)
+        return {"name": info.manifest.name, "ready": True}
+
+    def stats(info: ModelInfo) -> Document:
+        return statistics(plane, info.manifest.name)
+
+    for suffix, answer, text in (
+        ("", model_metadata, "Inputs and outputs of a model."),
+        ("/config", model_config, "A model's configuration, as Triton shows it."),
+        ("/ready", ready, "Readiness of a model: 200, or the error that its requests would get."),
+        ("/stats", stats, "Statistics of one model since it was loaded."),
+    ):
+        described: dict[str, Any] = {"responses": V2_ERRORS, "description": text}
+        _add_get(router, suffix, lambda *model, a=answer: a(find_model(plane, *model)), described)
     _add_infer(router, plane)
     return router
 
 
-def _add_model(router: APIRouter, plane: DataPlane) -> None:
-    def metadata(model: str, version: str) -> Document:
-        """Inputs and outputs of a model."""
-        return model_metadata(find_model(plane, model, version))
-
-    def config(model: str, version: str) -> Document:
-        """A model's configuration, as Triton shows it."""
-        return model_config(find_model(plane, model, version))
-
-    def ready(model: str, version: str) -> Document:
-        """Readiness of a model: 200, or the error that its requests would get."""
-        name = find_model(plane, model, version).manifest.name
-        plane.check_model_ready(name)
-        return {"name": name, "ready": True}
-
-    def stats(model: str, version: str) -> Document:
-        """Statistics of one model since it was loaded."""
-        return statistics(plane, model, version)
-
-    _add_get(router, "", metadata)
-    _add_get(router, "/config", config)
-    _add_get(router, "/ready", ready)
-    _add_get(router, "/stats", stats)
-
-
-def _add_get(router: APIRouter, suffix: str, answer: Callable[[str, str], Document]) -> None:
+def _add_get(
+    router: APIRouter,
+    suffix: str,
+    answer: Callable[[str, str], Document],
+    described: dict[str, Any],
+) -> None:
     """Add a route of a model twice: with and without the model's version."""
-    documented: dict[str, Any] = {"responses": V2_ERRORS, "description": answer.__doc__}
+    name = suffix[1:] or "metadata"
 
-    @router.get(MODEL + suffix, name=f"model_{answer.__name__}", **documented)
+    @router.get(MODEL + suffix, name=f"model_{name}", **described)
     async def one(model: str) -> Document:
         return answer(model, "")
 
-    @router.get(VERSIONED + suffix, name=f"version_{answer.__name__}", **documented)
+    @router.get(VERSIONED + suffix, name=f"version_{name}", **described)
     async def versioned(model: str, version: str) -> Document:
         return answer(model, version)
 
@@ -262,21 +249,16 @@ async def _infer(request: Request, plane: DataPlane, model: str, version: str) -
 
 
 def check_media(request: Request) -> None:
-    """Check the media type of a body.
+    """Check that the media type of a body is JSON, octets, or not given.
 
     A page of another origin may send a form or plain text without asking this server first.
     Triton's clients declare octets for JSON (asyncio), or nothing at all.
 
     Raises:
-        UnsupportedMedia: It is neither JSON nor octets.
+        UnsupportedMedia: It is another one.
     """
-    content_type = media_type(request)
-    if content_type not in {"", JSON, OCTETS}:
-        raise UnsupportedMedia(
-            f"Content-Type {content_type} is not supported; send {JSON}. "
-            f"With curl: -H 'Content-Type: {JSON}'.",
-            param="Content-Type",
-        )
+    if media_type(request) not in {"", JSON, OCTETS}:
+        raise unsupported(request, f"{JSON}. With curl: -H 'Content-Type: {JSON}'")
 
 
 def parse_infer(

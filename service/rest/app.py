@@ -1,6 +1,5 @@
 """The REST application: all routes, their errors, the OpenAPI document, and the middleware."""
 
-from collections.abc import Collection
 from functools import cache
 from typing import Final
 
@@ -81,21 +80,16 @@ def build_app(
         for verb in sorted(route.methods or ())
     )
     app.state.url_fetcher = protection.url_fetcher
-    middleware = CallMiddleware(app, telemetry, protection, plane.admission)
-    return readable_by_pages(middleware, protection.browsers.origins)
-
-
-def readable_by_pages(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
-    """Answer the preflights of web pages of these origins, and let them read the answers."""
-    if not origins:
-        return app
-    return CORSMiddleware(
-        app,
-        allow_origins=sorted(origins),
-        allow_methods=["GET", "POST"],
-        allow_headers=["*"],
-        expose_headers=["Retry-After", "Server-Timing", "X-Request-Id"],
-    )
+    outermost: ASGIApp = CallMiddleware(app, telemetry, protection, plane.admission)
+    if origins := protection.browsers.origins:  # web pages that may read the answers
+        outermost = CORSMiddleware(
+            outermost,
+            allow_origins=sorted(origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After", "Server-Timing", "X-Request-Id"],
+        )
+    return outermost
 
 
 def build_framework_app(routes: list[BaseRoute]) -> FastAPI:
@@ -128,11 +122,8 @@ def build_framework_app(routes: list[BaseRoute]) -> FastAPI:
 def describe(app: FastAPI, *, needs_key: bool) -> None:
     """Serve the OpenAPI document, which is made once, when it is first requested.
 
-    No key is needed for it, so a request of it may cost no more than sending it.
-
-    Args:
-        app: The application.
-        needs_key: Whether the routes besides `OPEN_PATHS` need an API key.
+    No key is needed for it, so a request of it may cost no more than sending it. `needs_key` says
+    whether the routes besides `OPEN_PATHS` need one.
     """
 
     @cache

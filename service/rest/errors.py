@@ -85,15 +85,14 @@ def error_response(error: ServiceError, path: str) -> Response:
 def _framework_error(request: Request, error: HTTPException) -> Response:
     """The response to FastAPI's own errors: an unknown path or method."""
     path = request.url.path
+    found: ServiceError = errors.ModelNotFound(
+        f"Unknown path {path}; see /docs.", code="route_not_found"
+    )
     if error.status_code == 405:
         message = f"{path} does not support {request.method}."
-        code, kind, status = "method_not_allowed", InvalidRequest.kind, 405
-    else:
-        message = f"Unknown path {path}; see /docs."
-        code, kind, status = "route_not_found", errors.ModelNotFound.kind, 404
-    current_call.get().error = code
-    detail = {"message": message, "type": kind, "code": code, "param": None}
-    return JSONResponse(_body(path, detail), status, error.headers)
+        found = InvalidRequest(message, code="method_not_allowed")
+    current_call.get().error = found.code
+    return JSONResponse(_body(path, error_detail(found)), error.status_code, error.headers)
 
 
 def error_detail(error: ServiceError) -> dict[str, Any]:

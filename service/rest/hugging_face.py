@@ -159,6 +159,5 @@ async def _classify(request: Request, plane: DataPlane, body: TaskBody) -> Respo
 
 def _params(field: str, count: int) -> dict[str, str]:
     """The client's name for each field of the data plane."""
-    if count == 1:
-        return {field: "inputs", f"{field}[0]": "inputs"}
-    return {field: "inputs"} | {f"{field}[{i}]": f"inputs[{i}]" for i in range(count)}
+    names = ["inputs"] if count == 1 else [f"inputs[{i}]" for i in range(count)]
+    return {field: "inputs"} | {f"{field}[{i}]": name for i, name in enumerate(names)}

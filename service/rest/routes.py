@@ -142,7 +142,6 @@ async def answer_native(
 
     Raises:
         Unavailable: The server is starting or draining.
-        Overloaded: Every model's queue is full.
         NotAcceptable: The response cannot have an accepted media type.
         ServiceError: As `read_options` or the data plane raises it.
     """

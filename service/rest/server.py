@@ -1,8 +1,7 @@
 """REST's server: uvicorn as it is, without its signal handlers. Strangers come through a proxy."""
 
 import socket
-import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -26,20 +25,10 @@ class HttpServer(uvicorn.Server):
 
 
 def build_http_server(app: ASGIApp, protection: Protection, *, grace_s: int) -> HttpServer:
-    """A server that does not listen yet.
-
-    Args:
-        app: Serves the requests.
-        protection: TLS, and how long an idle connection lives.
-        grace_s: At the end, how long requests in progress may take.
-    """
-    tls = protection.tls
-
-    def context(config: uvicorn.Config, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-        assert tls is not None
-        return tls.http_context()
-
-    options: dict[str, Any] = {} if tls is None else {"ssl_context_factory": context}
+    """A server that does not listen yet; `grace_s` is for requests in progress at the end."""
+    options: dict[str, Any] = {}
+    if (tls := protection.tls) is not None:
+        options["ssl_context_factory"] = lambda config, default: tls.http_context()
     return HttpServer(
         uvicorn.Config(
             app,

@@ -5,17 +5,16 @@ strace sees what Python's audit events do not: native libraries, and processes t
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.tools import find_tool
+from tests.processes.server import ROOT
+from tests.tools import run
 
 # Ends hangs; a traced program on a busy machine takes minutes.
 LIMIT_S = 500
-ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = re.compile(r'sa_family=AF_INET6?,.*?inet_(?:addr\(|pton\(AF_INET6, )"([^"]+)"')
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 STUDENT = str(ROOT / "model" / "bundled_student")
@@ -35,20 +34,13 @@ CONTROL = "import socket; socket.socket(socket.{0}, socket.SOCK_DGRAM).connect((
 def addresses(folder: Path, arguments: list[str]) -> set[str]:
     """Run a Python program in a folder; returns the IP addresses that it sent to."""
     log = folder / "calls"
-    watch = [find_tool("strace"), "-f", "--seccomp-bpf", "-qqq", "-e", "signal=none"]
+    watch = ["strace", "-f", "--seccomp-bpf", "-qqq", "-e", "signal=none"]
     watch += ["-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", str(log)]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "clients" / "python")])
     # Some telemetry is off where CI is set, so the program does not see that variable.
     environment = {"HOME": str(folder), "PATH": os.environ["PATH"], "PYTHONPATH": paths}
-    done = subprocess.run(
-        [*watch, sys.executable, *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
+    command = (*watch, sys.executable, *arguments)
+    done = run(*command, cwd=folder, env=environment, timeout_s=LIMIT_S)
     assert done.returncode == 0, done.stdout + done.stderr
     return set(ADDRESS.findall(log.read_text(encoding="utf-8")))
 

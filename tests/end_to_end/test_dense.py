@@ -1,7 +1,7 @@
 """Packages with and without dense heads, over REST and gRPC, against transformers."""
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import BytesIO
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -13,21 +13,20 @@ from PIL import Image
 
 from model.package import ModelPackage
 from tests.end_to_end.client import over_both, over_rest
-from tests.processes.server import Server
+from tests.end_to_end.conftest import RunService
+from tests.processes.server import LIMIT_S, Server, photo
 
 if TYPE_CHECKING:
     from transformers import Tipsv2DptForDensePrediction
 
 
-LIMIT_S = 60.0
 NAME = "tiny-dense"
 SIZES = [(90, 60), (60, 90), (61, 60)]
-Photo = Callable[..., bytes]
 
 
 @pytest.fixture(scope="module")
 def dense_service(
-    run_service: Callable[..., Any], tiny_package: ModelPackage, dense_package: ModelPackage
+    run_service: RunService, tiny_package: ModelPackage, dense_package: ModelPackage
 ) -> Iterator[Server]:
     """Service with both packages, the one without heads first."""
     # By default one of them is in bf16 on CPUs that have it: it has a record of its parity.
@@ -36,7 +35,7 @@ def dense_service(
 
 
 def test_maps_and_masks_are_those_of_the_released_notebook(
-    dense_service: Server, tiny_dense: "Tipsv2DptForDensePrediction", photo: Photo
+    dense_service: Server, tiny_dense: "Tipsv2DptForDensePrediction"
 ) -> None:
     import torch  # noqa: PLC0415 - heavy
     from torch.nn import functional  # noqa: PLC0415
@@ -69,11 +68,9 @@ def test_maps_and_masks_are_those_of_the_released_notebook(
     np.testing.assert_allclose(found["0.scores"], best_HW.numpy(), rtol=1e-3, atol=1e-3)
 
 
-def test_the_open_inference_protocol_gives_maps_beside_embeddings(
-    dense_service: Server, photo: Photo
-) -> None:
+def test_the_open_inference_protocol_gives_maps_beside_embeddings(dense_service: Server) -> None:
     url = f"{dense_service.rest}/v2/models/{NAME}"
-    image = photo(0)
+    image = photo()
     shapes = {o["name"]: o["shape"] for o in httpx.get(url, timeout=LIMIT_S).json()["outputs"]}
     assert (shapes["depth"], shapes["normals"]) == ([-1, -1, -1], [-1, -1, -1, 3])
     tensor = {"name": "image", "shape": [1], "datatype": "BYTES"}
@@ -92,9 +89,7 @@ def test_the_open_inference_protocol_gives_maps_beside_embeddings(
     np.testing.assert_allclose(found["depth"]["data"], depth_hw.ravel(), rtol=1e-3)
 
 
-def test_embeddings_and_masks_are_those_of_the_package_without_heads(
-    dense_service: Server, photo: Photo
-) -> None:
+def test_embeddings_and_masks_are_those_of_the_package_without_heads(dense_service: Server) -> None:
     images = [photo(seed, size) for seed, size in enumerate(SIZES)]
     outputs = ["cls1", "patches", "values"]
     embed: dict[str, Any] = {"images": images[:1], "fit": "aspect", "outputs": outputs}

@@ -13,7 +13,6 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from PIL import Image
 from safetensors.numpy import load
 
 from model.package import ModelPackage, open_package
+from tests.end_to_end.conftest import RunService
 from tests.processes.server import ROOT, Server
 from tests.tools import TOOLS, find_tool, miss, run
 
@@ -97,7 +97,7 @@ def test_an_example_runs(bundled_service: Server, tmp_path: Path, kind: str, tex
 
 
 @pytest.fixture(scope="module")
-def dense_service(run_service: Callable[..., Any], dense_package: ModelPackage) -> Iterator[Server]:
+def dense_service(run_service: RunService, dense_package: ModelPackage) -> Iterator[Server]:
     """Service with a package that supports every route."""
     with run_service(packages=(dense_package,)) as running:
         yield running
@@ -171,7 +171,7 @@ def vocabulary() -> Path:
 
 @pytest.fixture(scope="module")
 def ask_by_client(
-    run_service: Callable[..., Any], vocabulary: Path, tmp_path_factory: pytest.TempPathFactory
+    run_service: RunService, vocabulary: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str, str], str]]:
     """Run a client's example, changed or not, against a service that knows token ids."""
     package = open_package(ROOT / "model" / "bundled")

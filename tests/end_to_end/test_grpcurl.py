@@ -3,12 +3,11 @@
 import base64
 import json
 import platform
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.processes.server import Server
+from tests.processes.server import Server, photo
 from tests.tools import run
 
 SERVICE = "tipserve.v1.EncoderService"
@@ -17,9 +16,7 @@ SERVICE = "tipserve.v1.EncoderService"
 @pytest.mark.skipif(
     platform.machine() != "x86_64", reason="grpcurl's package has a program for x86_64 only"
 )
-def test_lists_describes_calls_and_explains_errors(
-    service: Server, photo: Callable[..., bytes]
-) -> None:
+def test_lists_describes_calls_and_explains_errors(service: Server) -> None:
     def grpcurl(*arguments: str, status: int = 0, body: dict[str, Any] | None = None) -> str:
         data = [] if body is None else ["-d", json.dumps(body)]
         done = run("grpcurl", "-plaintext", *data, service.grpc, *arguments)

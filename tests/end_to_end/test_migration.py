@@ -3,16 +3,14 @@
 import base64
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.processes.server import Server
+from tests.processes.server import LIMIT_S, ROOT, Server, photo
 
-LIMIT_S = 60.0
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FORMERS = ["NV-CLIP", "infinity", "clip-as-service", "Text Embeddings Inference", "Triton"]
 
@@ -43,16 +41,11 @@ def check_alike(shown: Any, given: Any) -> None:
 
 @pytest.mark.parametrize("former", FORMERS)
 def test_our_requests_are_answered_as_shown(
-    service: Server,
-    photo: Callable[..., bytes],
-    project_root: Path,
-    former: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    service: Server, former: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "photo.jpg").write_bytes(photo(1))
     monkeypatch.chdir(tmp_path)
-    page = (project_root / "docs" / "migration.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
     (section,) = [s for s in page.split("\n## ") if s.startswith(f"From {former}")]
     given: Any = None
     blocks = BLOCK.findall(section)

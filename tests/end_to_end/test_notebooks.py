@@ -12,9 +12,10 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.processes.server import ROOT
+
 # Of one cell; the longest one trains for a minute where nothing else runs.
 LIMIT_S = 600
-ROOT = Path(__file__).resolve().parents[2]
 STORES: Final = os.environ.get("STORE_NOTEBOOKS") == "1"
 MAX_STORED_BYTES: Final = 400_000
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))

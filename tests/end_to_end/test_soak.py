@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice, pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import httpx
 import pytest
 
 from tests.processes.callers import until
-from tests.processes.server import LIMIT_S, Server, photo, start_server
+from tests.processes.server import LIMIT_S, Server, memory_mib, photo, start_server
 
 pytestmark = pytest.mark.alone
 IMAGES = [photo(side, (side, side)) for side in (64, 224, 480, 640, 1600)]
@@ -30,15 +29,7 @@ TARGETS = (
 )
 NUM_CALLERS, WARM_UP, NUM_BLOCKS, BLOCK = 16, 300, 8, 150
 # What one request may leave on average. A leaked image has 50,000 bytes or more.
-MAX_LEFT_BYTES = 25_000
-
-
-class State(NamedTuple):
-    """What a server without requests holds."""
-
-    rss_bytes: int
-    num_threads: int
-    num_descriptors: int
+MAX_LEFT_MIB = 25_000 / 2**20
 
 
 def requests() -> Iterator[tuple[str, bytes, str]]:
@@ -52,26 +43,16 @@ def requests() -> Iterator[tuple[str, bytes, str]]:
         yield "/v1/texts:embed", b'{"texts": 1}', "application/json"
 
 
-def settled(server: Server) -> State:
-    """What is held once no request is left."""
+def held(server: Server) -> tuple[float, int, int]:
+    """Resident MiB, threads and open files, once no request is left."""
     until(lambda: server.metric("tipserve_inflight") == 0, "no request is in flight")
     folder = Path(f"/proc/{server.process.pid}")
-    status = (folder / "status").read_text(encoding="ascii")
-    return State(
-        rss_bytes=int(status.partition("VmRSS:")[2].split()[0]) * 1024,
-        num_threads=int(status.partition("Threads:")[2].split()[0]),
-        num_descriptors=len(os.listdir(folder / "fd")),
-    )
-
-
-def holds_no_more(last: State, first: State) -> bool:
-    """Whether neither threads nor open files were added."""
-    return last.num_threads <= first.num_threads and last.num_descriptors <= first.num_descriptors
+    num_threads, num_files = (len(os.listdir(folder / name)) for name in ("task", "fd"))
+    return memory_mib(server.process.pid), num_threads, num_files
 
 
 def test_mixed_requests_leave_nothing() -> None:
-    asked, states = requests(), []
-    statuses: Counter[int] = Counter()
+    asked, statuses = requests(), Counter[int]()
 
     def ask(request: tuple[str, bytes, str]) -> int:
         """On a connection of its own."""
@@ -84,12 +65,17 @@ def test_mixed_requests_leave_nothing() -> None:
         start_server("--model=bundled-student", "--log-level=ERROR") as server,
         ThreadPoolExecutor(NUM_CALLERS) as callers,
     ):
+        states = []
         for num_requests in (WARM_UP, *[BLOCK] * NUM_BLOCKS):
             statuses.update(callers.map(ask, islice(asked, num_requests)))
-            states.append(settled(server))
+            states.append(held(server))
+        _, *first = states[0]
         # A connection may end a moment after its last request.
-        until(lambda: holds_no_more(settled(server), states[0]), f"threads and files end: {states}")
+        until(
+            lambda: all(now <= then for now, then in zip(held(server)[1:], first, strict=True)),
+            f"threads and files end: {states}",
+        )
     assert set(statuses) == {200, 422}, statuses
     # A leak adds to most blocks. An arena that grows for a larger batch adds once, and stays.
-    added = [after.rss_bytes - before.rss_bytes for before, after in pairwise(states)]
-    assert min(statistics.mean(added), statistics.median(added)) < BLOCK * MAX_LEFT_BYTES, states
+    added = [after - before for (before, *_), (after, *_) in pairwise(states)]
+    assert min(statistics.mean(added), statistics.median(added)) < BLOCK * MAX_LEFT_MIB, states

@@ -1,7 +1,7 @@
 """A segmentation head of one's own classes: trained into a package, served, scored."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from PIL import Image
 
 from model.package import ModelPackage, open_package
 from tests.end_to_end.client import over_both
+from tests.end_to_end.conftest import RunService
 from tests.processes.server import Server
 from tests.training.dense.conftest import write_masks
 from tipserve_cli.program import DONE
@@ -41,7 +42,7 @@ def trained(folder: Path, tiny_package: ModelPackage) -> ModelPackage:
 
 
 @pytest.fixture(scope="module")
-def service(run_service: Callable[..., Any], trained: ModelPackage) -> Iterator[Server]:
+def service(run_service: RunService, trained: ModelPackage) -> Iterator[Server]:
     with run_service("--precision=fp32", packages=(trained,)) as running:
         yield running
 

@@ -2,15 +2,14 @@
 
 import select
 import socket
-import struct
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import grpc
 import pytest
 
+from tests.hostile.wire import DATA, PREFACE, SETTINGS, frame, http2_head, literal, opened
 from tests.processes.callers import (
     CHANNEL,
     PROTOCOLS,
@@ -186,22 +185,16 @@ def test_a_stream_takes_no_more_than_its_window(one_lane: Server) -> None:
     assert num_before_the_first <= total // 2
 
 
-def http2_frame(kind: int, payload: bytes, *, flags: int = 0, stream: int = 0) -> bytes:
-    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
-
-
 def slow_head(protocol: Protocol) -> bytes:
     """The head of a request of 100,000 bytes that ends after a second."""
-    path = b"/v1/images:embed" if protocol == "rest" else b"/tipserve.v1.EncoderService/EmbedImages"
     if protocol == "rest":
-        head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nX-Request-Timeout-Ms: 1000\r\n" % path
+        head = (
+            b"POST /v1/images:embed HTTP/1.1\r\nHost: localhost\r\nX-Request-Timeout-Ms: 1000\r\n"
+        )
         return head + b"Content-Type: image/png\r\nContent-Length: 100000\r\n\r\n"
-    fields = {b":method": b"POST", b":scheme": b"http", b":path": path, b":authority": b"localhost"}
-    fields |= {b"te": b"trailers", b"content-type": b"application/grpc", b"grpc-timeout": b"1S"}
-    block = b"".join(b"\0" + bytes([len(n)]) + n + bytes([len(v)]) + v for n, v in fields.items())
-    message = http2_frame(0, struct.pack(">BI", 0, 100_000), stream=1)
-    opened = http2_frame(1, block, flags=4, stream=1)
-    return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + http2_frame(4, b"") + opened + message
+    block = http2_head(b"/tipserve.v1.EncoderService/EmbedImages") + literal(b"grpc-timeout", b"1S")
+    message = frame(DATA, b"\0" + (100_000).to_bytes(4), stream=1)
+    return PREFACE + frame(SETTINGS) + opened(1, block=block) + message
 
 
 def is_ended(protocol: Protocol, received: bytes) -> bool:
@@ -220,12 +213,10 @@ def is_ended(protocol: Protocol, received: bytes) -> bool:
 @BOTH
 def test_a_slow_body_ends_at_the_deadline(student: Server, protocol: Protocol) -> None:
     """A piece is sent every 50 ms, so 20 until the deadline; all would take an hour and more."""
-    url = urlsplit(student.rest)
-    address = url.netloc if protocol == "rest" else student.grpc
-    host, _, port = address.partition(":")
-    piece = b"x" if protocol == "rest" else http2_frame(0, b"x", stream=1)
+    port = student.ports["http" if protocol == "rest" else "grpc"]
+    piece = b"x" if protocol == "rest" else frame(DATA, b"x", stream=1)
     received, num_pieces = b"", 0
-    with socket.create_connection((host, int(port)), LIMIT_S) as connection:
+    with socket.create_connection(("127.0.0.1", port), LIMIT_S) as connection:
         connection.sendall(slow_head(protocol))
         while not is_ended(protocol, received) and num_pieces < 300:
             readable, _, _ = select.select([connection], [], [], 0.05)

@@ -9,21 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from model.card import parity_table
 from model.conversion.cache import VARIABLE, PackageCache, default_cache
@@ -50,156 +44,114 @@ from model.runtime.machine import this_hardware
 from model.runtime.tensorrt.runtime import TensorRtRuntime
 
 PROGRAM: Final = "python -m model"
-MODELS_HELP: Final = (
-    "Models as the server's --model takes them: packages, `bundled`, checkpoints and hub ids, "
-    "separated by commas, each optionally as name=source."
-)
-SUMMARY: Final = "Converts released weights into model packages, and manages packages."
 ENGINE_PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "bf16", "fp16")
-THOROUGH_HELP: Final = (
-    "Compare on all sizes: also on twice the native size and on batches of it, which takes many "
-    "times as long with a large model."
-)
+# Exit statuses: an error that the user can fix; the base for signals, plus their number.
+FAILED: Final = 1
+WRONG_USAGE: Final = 2
+SIGNALLED: Final = 128
 
-
-@dataclass(frozen=True, kw_only=True)
-class CacheOptions:
-    """The cache of a command."""
-
-    cache: Annotated[
-        Path | None,
-        Parameter(
-            help="Folder of converted packages and built engines. Default: the variable "
-            f"{VARIABLE}, else the user's cache."
-        ),
-    ] = None
-
-    @property
-    def cache_folder(self) -> Path:
-        """The folder of the cache."""
-        named = self.cache or os.environ.get(VARIABLE) or default_cache(os.environ)
-        return Path(named).expanduser()
-
-    def preparer(self, say: "Say") -> Preparer:
-        """What makes packages in the cache, and says its steps and warnings."""
-        cache = PackageCache(self.cache_folder)
-        return Preparer(cache, partial(say, "step"), partial(say, "warning"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class MakingOptions(CacheOptions):
-    """How packages are made."""
-
-    precision: Annotated[
-        tuple[Precision, ...],
-        Parameter(
-            help="Additional graphs, next to fp32; may be repeated. What is named must not differ "
-            "too much. Default: fp16, which is left out if it does; into the cache only if this "
-            "machine has a GPU.",
-            show_default=False,
-        ),
-    ] = ()
-
-
-Source = Annotated[
-    str,
-    Parameter(
-        help="A transformers folder, a folder with an official pair of .npz files, or a hub id "
-        "such as google/tipsv2-b14, optionally with @revision. google/tipsv2-b14-dpt is the model "
-        "with its dense heads, and so is a folder x-dpt beside a folder x; base+heads joins "
-        "others. With --precision also a package, to which graphs are added."
-    ),
-]
-Models = Annotated[str, Parameter(help=MODELS_HELP)]
-Package = Annotated[str, Parameter(help="A model package, or `bundled`.")]
-RepositoryFolder = Annotated[
-    Path, Parameter(help="Folder with the published versions of one model and the link `current`.")
-]
-Making = Annotated[MakingOptions, Parameter(name="*")]
+# A server that runs `prepare --report=json` reads these lines:
+#
+# {"step": "exporting the vision graph"}      progress
+# {"warning": "..."}                          a problem that was worked around
+# {"result": "/cache/packages/..."}           the end: the package's folder
+# {"error": "..."}                            the end: a message for the user
+Kind = Literal["step", "warning", "result", "error"]
+Say = Callable[[Kind, str], None]
+# A step of several, as `model.parity.measure.counted` says it.
+NUMBER: Final = re.compile(r"(.*): (\d+) of (\d+)")
 
 
 def new_app() -> App:
-    """Make the command line of `python -m model`."""
+    """Make the command line of `python -m model`; docstrings of commands are its help."""
     app = App(
         name=PROGRAM,
-        help=SUMMARY,
-        help_format="plaintext",
+        help="Converts released weights into model packages, and manages packages.",
+        help_format="markdown",
         version_flags=(),
-        default_parameter=Parameter(negative=()),
+        default_parameter=Parameter(negative=(), show_default=False),
         result_action="return_value",
         exit_on_error=False,
         print_error=False,
     )
-    helps: dict[Callable[..., int], str] = {
-        convert: "Convert released weights to a model package in a folder.",
-        prepare: "Convert models into the cache, as the server does; print the packages' folders.",
-        show: "Verify and describe model packages.",
-        check: "Compare a package's graphs with its model, on every backend of this machine.",
-        publish: "Copy a verified package to a folder that a server reads.",
-        build_engine: "Build a package's TensorRT engines into the cache, on a GPU like the one "
-        "that will serve.",
-    }
-    for command, text in helps.items():
-        app.command(command, help=text)
+    for command in (convert, prepare, show, check, publish, build_engine):
+        app.command(command)
     return app
 
 
 def convert(
-    source: Source,
-    output: Annotated[Path, Parameter(help="Absent, empty, or an older package.")],
+    source: str,
+    output: Path,
     /,
     *,
-    name: Annotated[
-        str | None, Parameter(help="Name for clients. Default: the name of the source.")
-    ] = None,
-    thorough: Annotated[bool, Parameter(help=THOROUGH_HELP, show_default=False)] = False,
-    making: Making = MakingOptions(),
+    name: str | None = None,
+    precision: tuple[Precision, ...] = (),
+    thorough: bool = False,
+    cache: Path | None = None,
 ) -> int:
-    """Write a model package; returns the exit status."""
+    """Convert released weights to a model package in a folder.
+
+    Args:
+        source: A transformers folder, a folder with an official pair of .npz files, or a hub id
+            such as google/tipsv2-b14, optionally with @revision. google/tipsv2-b14-dpt is the model
+            with its dense heads, and so is a folder x-dpt beside a folder x; base+heads joins
+            others. With --precision also a package, to which graphs are added.
+        output: Absent, empty, or an older package.
+        name: Name for clients. Default: the name of the source.
+        precision: Additional graphs, next to fp32; may be repeated. What is named must not differ
+            too much. Default: fp16, which is left out if it does.
+        thorough: Compare on all sizes: also on twice the native size and on batches of it, which
+            takes many times as long with a large model.
+        cache: Folder that keeps known commits of revisions. Default: as for `prepare`.
+    """
 
     def write(say: Say) -> str:
-        asked = parse_checkpoint(source, may_be_package=bool(making.precision))
-        request = _request(asked, making, name=name, is_for_gpus=True)
+        asked = parse_checkpoint(source, may_be_package=bool(precision))
+        request = _request(asked, precision, name=name, is_for_gpus=True)
         request = replace(request, is_thorough=thorough)
-        return str(making.preparer(say).write(request, output).path)
+        return str(_preparer(cache, say).write(request, output).path)
 
     return _report(write)
 
 
 def prepare(
-    models: Models,
+    models: str,
     /,
     *,
-    no_verify: Annotated[
-        bool,
-        Parameter(
-            help="Do not verify the digests of packages and cached packages.", show_default=False
-        ),
-    ] = False,
-    report: Annotated[
-        Literal["lines", "json"],
-        Parameter(help="Plain lines, or JSON lines on standard output for programs."),
-    ] = "lines",
-    follow_stdin: Annotated[
-        bool, Parameter(help="Exit when standard input closes.", show_default=False)
-    ] = False,
-    making: Making = MakingOptions(),
+    precision: tuple[Precision, ...] = (),
+    no_verify: bool = False,
+    report: Literal["lines", "json"] = "lines",
+    follow_stdin: bool = False,
+    cache: Path | None = None,
 ) -> int:
-    """Convert models into the cache; returns the exit status."""
+    """Convert models into the cache, as the server does; print the packages' folders.
+
+    Args:
+        models: Models as the server's --model takes them: packages, `bundled`, checkpoints and hub
+            ids, separated by commas, each optionally as name=source.
+        precision: Additional graphs, next to fp32; may be repeated. What is named must not differ
+            too much. Default: fp16 if this machine has a GPU, left out if it differs.
+        no_verify: Do not verify the digests of packages and cached packages.
+        report: Plain lines (default), or JSON lines on standard output for programs.
+        follow_stdin: Exit when standard input closes.
+        cache: Folder of converted packages. Default: the variable TIPSERVE_CACHE, else the user's
+            cache.
+    """
 
     def convert_all(say: Say) -> str:
         if follow_stdin:
             threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
-        packages = _prepared(models, making, say, verify=not no_verify)
+        packages = _prepared(models, precision, cache, say, verify=not no_verify)
         return "\n".join(str(package.path) for package in packages)
 
     return _report(convert_all, json_lines() if report == "json" else None)
 
 
-def show(models: Models, /) -> int:
-    """Describe packages; returns the exit status.
+def show(models: str, /) -> int:
+    """Verify and describe model packages.
 
-    A checkpoint is only named, since its package is verified as it is made.
+    Args:
+        models: As for `prepare`. A checkpoint is only named: its package is verified when made.
     """
 
     def describe(_: Say) -> str:
@@ -214,21 +166,16 @@ def show(models: Models, /) -> int:
     return _report(describe)
 
 
-def check(
-    package: Package,
-    /,
-    *,
-    thorough: Annotated[bool, Parameter(help=THOROUGH_HELP, show_default=False)] = False,
-    write: Annotated[
-        bool,
-        Parameter(
-            help="Write the results to the package's manifest and card; results of backends that "
-            "this machine lacks are kept.",
-            show_default=False,
-        ),
-    ] = False,
-) -> int:
-    """Compare a package with its model; returns the exit status."""
+def check(package: str, /, *, thorough: bool = False, write: bool = False) -> int:
+    """Compare a package's graphs with its model, on every backend of this machine.
+
+    Args:
+        package: A model package, or `bundled`.
+        thorough: Compare on all sizes: also on twice the native size and on batches of it, which
+            takes many times as long with a large model.
+        write: Write the results to the package's manifest and card; results of backends that this
+            machine lacks are kept.
+    """
 
     def compare(say: Say) -> None:
         require(COMPARING, purpose="comparing a package with its model")
@@ -249,22 +196,15 @@ def check(
     return _report(compare)
 
 
-def publish(
-    package: Annotated[
-        str,
-        Parameter(
-            help="A model package, `bundled`, or the URL of a package in an object store, such as "
-            "s3://bucket/student."
-        ),
-    ],
-    /,
-    *,
-    repository: RepositoryFolder,
-    if_empty: Annotated[
-        bool, Parameter(help="Do nothing if a package is published already.", show_default=False)
-    ] = False,
-) -> int:
-    """Publish a package and print the folder of the current version; returns the exit status."""
+def publish(package: str, /, *, repository: Path, if_empty: bool = False) -> int:
+    """Copy a verified package to a folder that a server reads; print the current version's folder.
+
+    Args:
+        package: A model package, `bundled`, or the URL of a package in an object store, such as
+            s3://bucket/student.
+        repository: Folder with the published versions of one model and the link `current`.
+        if_empty: Do nothing if a package is published already.
+    """
 
     def copy(_: Say) -> str:
         published = Repository(repository)
@@ -277,27 +217,25 @@ def publish(
 
 
 def build_engine(
-    models: Models,
+    models: str,
     /,
     *,
-    max_batch_patches: Annotated[
-        int | None, Parameter(help="As the service's setting, if that is set. Default: 64 images.")
-    ] = None,
-    precision: Annotated[
-        tuple[Precision, ...],
-        Parameter(
-            help="May be repeated. Default: all precisions of the package except int8.",
-            show_default=False,
-        ),
-    ] = (),
-    cache: Annotated[CacheOptions, Parameter(name="*")] = CacheOptions(),
+    precision: tuple[Precision, ...] = (),
+    max_batch_patches: int | None = None,
+    cache: Path | None = None,
 ) -> int:
-    """Build engines into the cache, and run each batch once; returns the exit status."""
+    """Build a package's TensorRT engines into the cache, on a GPU like the one that will serve.
+
+    Args:
+        models: As for `prepare`.
+        precision: May be repeated. Default: all precisions of the package except int8.
+        max_batch_patches: As the service's setting, if that is set. Default: 64 images.
+        cache: Folder of converted packages and engines. Default: as for `prepare`.
+    """
 
     def build_all(say: Say) -> None:
-        share = LaneShare(cache=cache.cache_folder, max_batch_patches=max_batch_patches)
-        making = MakingOptions(cache=cache.cache, precision=precision)
-        for package in _prepared(models, making, say):
+        share = LaneShare(cache=_cache_folder(cache), max_batch_patches=max_batch_patches)
+        for package in _prepared(models, precision, cache, say):
             files = package.manifest.files
             usual = [p for p in ENGINE_PRECISIONS if graph_file("vision", p) in files]
             for one in precision or usual:
@@ -309,17 +247,25 @@ def build_engine(
     return _report(build_all)
 
 
-# A server that runs `prepare --report=json` reads these lines:
-#
-# {"step": "exporting the vision graph"}      progress
-# {"warning": "..."}                          a problem that was worked around
-# {"result": "/cache/packages/..."}           the end: the package's folder
-# {"error": "..."}                            the end: a message for the user
+def run(arguments: Sequence[str]) -> int:
+    """Run one command.
 
-Kind = Literal["step", "warning", "result", "error"]
-Say = Callable[[Kind, str], None]
-# A step of several, as `model.parity.measure.counted` says it.
-NUMBER: Final = re.compile(r"(.*): (\d+) of (\d+)")
+    Args:
+        arguments: The command line without the program's name.
+
+    Returns:
+        The exit status: 0, 1 with a sentence on standard error, or 2 for a wrong command line.
+    """
+    app = new_app()
+    if not arguments:
+        app.help_print([], console=Console(stderr=True))
+        return WRONG_USAGE
+    try:
+        # Help returns None.
+        return app(list(arguments)) or 0
+    except CycloptsError as error:
+        print(f"{PROGRAM}: {error}\nRun `{PROGRAM} --help` for help.", file=sys.stderr)
+        return WRONG_USAGE
 
 
 def print_line(kind: Kind, text: str) -> None:
@@ -401,31 +347,14 @@ def describe_package(package: ModelPackage) -> str:
     return "\n".join(lines)
 
 
-# Exit statuses: an error that the user can fix; the base for signals, plus their number.
-FAILED: Final = 1
-WRONG_USAGE: Final = 2
-SIGNALLED: Final = 128
+def end_on_signal() -> None:
+    """Turn SIGTERM and Ctrl-C into SystemExit, so that `finally` blocks remove partial files."""
 
+    def end(number: int, _: FrameType | None) -> None:
+        raise SystemExit(SIGNALLED + number)
 
-def run(arguments: Sequence[str]) -> int:
-    """Run one command.
-
-    Args:
-        arguments: The command line without the program's name.
-
-    Returns:
-        The exit status: 0, 1 with a sentence on standard error, or 2 for a wrong command line.
-    """
-    app = new_app()
-    if not arguments:
-        app.help_print([], console=Console(stderr=True))
-        return WRONG_USAGE
-    try:
-        # Help returns None.
-        return app(list(arguments)) or 0
-    except CycloptsError as error:
-        print(f"{PROGRAM}: {error}\nRun `{PROGRAM} --help` for help.", file=sys.stderr)
-        return WRONG_USAGE
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
 
 
 def _report(work: Callable[[Say], str | None], program: Say | None = None) -> int:
@@ -443,35 +372,39 @@ def _report(work: Callable[[Say], str | None], program: Say | None = None) -> in
     return 0
 
 
-def end_on_signal() -> None:
-    """Turn SIGTERM and Ctrl-C into SystemExit, so that `finally` blocks remove partial files."""
+def _cache_folder(named: Path | None) -> Path:
+    return Path(named or os.environ.get(VARIABLE) or default_cache(os.environ)).expanduser()
 
-    def end(number: int, _: FrameType | None) -> None:
-        raise SystemExit(SIGNALLED + number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
+def _preparer(cache: Path | None, say: Say) -> Preparer:
+    folder = PackageCache(_cache_folder(cache))
+    return Preparer(folder, partial(say, "step"), partial(say, "warning"))
 
 
 def _prepared(
-    models: str, making: MakingOptions, say: Say, *, verify: bool = True
+    models: str,
+    precisions: Sequence[Precision],
+    cache: Path | None,
+    say: Say,
+    *,
+    verify: bool = True,
 ) -> list[ModelPackage]:
     """The packages of models, in their order; checkpoints are converted."""
-    preparer, has_gpu = making.preparer(say), this_hardware().has_gpu
+    preparer, has_gpu = _preparer(cache, say), this_hardware().has_gpu
     packages = []
     for text in (split_name(model)[1] for model in split_models(models)):
         source = parse_source(text)
         if isinstance(source, PackageSource):
             packages.append(open_package(text, verify=verify))
         else:
-            request = _request(source, making, is_for_gpus=has_gpu)
+            request = _request(source, precisions, is_for_gpus=has_gpu)
             packages.append(preparer.prepare(request, verify=verify))
     return packages
 
 
 def _request(
     source: CheckpointSource | JoinedSource,
-    making: MakingOptions,
+    precisions: Sequence[Precision],
     *,
     name: str | None = None,
     is_for_gpus: bool,
@@ -484,11 +417,11 @@ def _request(
         base, dense = source, None
     if name is None and isinstance(base, FolderSource) and (base.path / MANIFEST_NAME).is_file():
         name = open_package(base.path).manifest.name
-    usual = USUAL_PRECISIONS if making.precision == () and is_for_gpus else ()
+    usual = USUAL_PRECISIONS if not precisions and is_for_gpus else ()
     return ConversionRequest(
         base=base,
         dense=dense,
-        precisions=tuple(dict.fromkeys(("fp32", *making.precision, *usual))),
+        precisions=tuple(dict.fromkeys(("fp32", *precisions, *usual))),
         may_fail=usual,
         name=name,
     )

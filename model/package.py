@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +23,6 @@ BUNDLED_FOLDER: Final = Path(__file__).parent / "bundled"
 STUDENT_FOLDER: Final = Path(__file__).parent / "bundled_student"
 # The models shipped with this program, by the names that open them. The first is the default.
 BUNDLED: Final = {"bundled": BUNDLED_FOLDER, "bundled-student": STUDENT_FOLDER}
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # A package is untrusted and opened by many libraries, so the whole folder is checked first: also
 # files that the manifest does not list, and files that its graphs name.
 
@@ -57,8 +55,8 @@ class ModelPackage:
         """
         if name not in self.manifest.files:
             raise PackageError(
-                f"model package {self.manifest.name!r} has no file {name!r}; it was exported "
-                "without it: export the model again, or choose another runtime or model"
+                f"model package {self.manifest.name!r} has no file {name!r}; export the model "
+                "again, or choose another runtime or model"
             )
         return self.path / name
 
@@ -160,38 +158,29 @@ def package_folder(source: str | Path) -> Path:
     if source in BUNDLED:
         bundled = BUNDLED[str(source)]
         if not (bundled / MANIFEST_NAME).is_file():
-            raise PackageError(
-                f"this installation carries no model {source!r}; name a folder with a model package"
-            )
+            raise PackageError(f"this installation carries no model {source!r}; name a folder")
         return bundled
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    if isinstance(source, str) and HUB_ID.fullmatch(source):
-        raise PackageError(
-            f"{source!r} is no folder here, and a model of a hub becomes a package first: use "
-            f"'bundled', or the folder that `python -m model convert {source} FOLDER` writes"
-        )
     raise PackageError(
         f"there is no folder {str(source)!r}; use 'bundled' or a folder written by "
-        "`python -m training export` or `python -m model convert`"
+        "`python -m training export` or, for a model of a hub, `python -m model convert`"
     )
 
 
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_NAME
-    if path.is_file() and path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise PackageError(
-            f"{path} has {path.stat().st_size} bytes, at most {MAX_MANIFEST_BYTES} are accepted; "
-            "export the model again"
-        )
-    try:
-        return parse_manifest(path.read_bytes(), path)
-    except FileNotFoundError:
+    if not path.is_file():
         raise PackageError(
             f"{folder} has no {MANIFEST_NAME}, so it is no model package; "
             "make one with `python -m model convert` or `python -m training export`"
-        ) from None
+        )
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise PackageError(
+            f"{path} has {path.stat().st_size} bytes, at most {MAX_MANIFEST_BYTES} are accepted"
+        )
+    return parse_manifest(path.read_bytes(), path)
 
 
 def parse_manifest(text: bytes, path: str | Path) -> Manifest:
@@ -215,7 +204,18 @@ def check_files(folder: Path, files: Mapping[str, FileEntry], *, verify: bool) -
     for name in _names(folder):
         _check_name(folder, name, is_listed=name in files)
     for name, entry in files.items():
-        _check_file(folder, root, name, entry)
+        path = folder / name
+        if not path.is_file():
+            raise PackageError(f"{folder} lacks {name!r}, which its manifest lists; {ADVICE}")
+        if not path.resolve().is_relative_to(root):
+            raise PackageError(
+                f"{path} is a link that leads out of the package; copy the files in the place of "
+                "links, as `cp -rL` does"
+            )
+        size_bytes = path.stat().st_size
+        if size_bytes != entry.size_bytes:
+            told = f"{path} has {size_bytes} bytes, its manifest says {entry.size_bytes}"
+            raise PackageError(f"{told}; {ADVICE}")
     for name, entry in files.items():
         if verify and sha256(folder / name) != entry.sha256:
             raise PackageError(
@@ -251,26 +251,7 @@ def _check_name(folder: Path, name: str, *, is_listed: bool) -> None:
     is_hidden = any(part.startswith(".") for part in path.parts)
     is_harmless = is_hidden or path.suffix.lower() in HARMLESS or path.name in HARMLESS_NAMES
     if not (is_listed or is_harmless or name == MANIFEST_NAME):
-        raise PackageError(
-            f"{folder / name} is not in the manifest, so it cannot be verified; remove it, or "
-            "export the model again"
-        )
-
-
-def _check_file(folder: Path, root: Path, name: str, entry: FileEntry) -> None:
-    path = folder / name
-    if not path.is_file():
-        raise PackageError(f"{folder} lacks {name!r}, which its manifest lists; {ADVICE}")
-    if not path.resolve().is_relative_to(root):
-        raise PackageError(
-            f"{path} is a link that leads out of the package; copy the package with its files in "
-            "the place of links, as `cp -rL` does"
-        )
-    size_bytes = path.stat().st_size
-    if size_bytes != entry.size_bytes:
-        raise PackageError(
-            f"{path} has {size_bytes} bytes, its manifest says {entry.size_bytes}; {ADVICE}"
-        )
+        raise PackageError(f"{folder / name} is not in the manifest, so unverified: remove it")
 
 
 def _check_graph(folder: Path, name: str, files: Mapping[str, FileEntry]) -> None:
@@ -281,15 +262,8 @@ def _check_graph(folder: Path, name: str, files: Mapping[str, FileEntry]) -> Non
     except ValueError as error:
         raise PackageError(f"{error}; {ADVICE}") from error
     for location in sorted(locations):
-        weights_name = (PurePosixPath(name).parent / location).as_posix()
-        try:
-            check_file_name(weights_name)
-        except ValueError:
-            raise PackageError(
-                f"{folder / name} keeps weights in {location!r}, outside of the package; export "
-                "the model again"
-            ) from None
-        if weights_name not in files:
+        # Names in the manifest lie inside of the package.
+        if (PurePosixPath(name).parent / location).as_posix() not in files:
             raise PackageError(
                 f"{folder / name} keeps weights in {location!r}, which the manifest does not list; "
                 "export the model again"

@@ -36,6 +36,7 @@ SAME_SETTINGS: Final = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps"),
     *("patch_size", "num_register_tokens", "use_swiglu_ffn"),
 )
+USE_FLOATS: Final = "use the model's float weights, and quantise when exporting"
 SAVE_AGAIN: Final = "download it again, or save the model again with save_pretrained"
 Config = TypeVar("Config", bound=PretrainedConfig)
 
@@ -52,10 +53,7 @@ def read_model(folder: Path) -> tuple[Tipsv2Model, str, dict[str, JsonValue]]:
     config = _read_config(Tipsv2Config, folder, "a -dpt folder holds the dense heads of a model")
     num_registers = tower_configs(config)[0].num_register_tokens
     if num_registers != 1:
-        raise CheckpointError(
-            f"{folder} has {num_registers} register tokens, and the TIPSv2 family has one, its "
-            "second CLS token; use a model of that family"
-        )
+        raise CheckpointError(f"{folder} has {num_registers} register tokens, TIPSv2 has one")
     model, files, names = _load(Tipsv2Model, folder, config)
     temperature = model.temperature.item()
     if not temperature > 0:
@@ -117,10 +115,7 @@ def _check_settings(folder: Path, config: Tipsv2DptConfig, model: Tipsv2Model) -
     backbone, tower = config.backbone_config, model.vision_model.config
     file = folder / CONFIG_FILE
     if not isinstance(backbone, Tipsv2VisionConfig):
-        raise CheckpointError(
-            f"{file} has a backbone that is no TIPSv2 vision tower; name a -dpt folder of that "
-            "family"
-        )
+        raise CheckpointError(f"{file} has a backbone that is no TIPSv2 vision tower")
     for name in SAME_SETTINGS:
         ours, theirs = getattr(tower, name), getattr(backbone, name)
         if ours != theirs:
@@ -149,10 +144,7 @@ def _read_config(kind: type[Config], folder: Path, advice: str) -> Config:
             f"{path} is of type {settings.get('model_type')!r}, not {kind.model_type!r}; {advice}"
         )
     if "quantization_config" in settings:
-        raise CheckpointError(
-            f"{path} describes quantised weights, which cannot be verified; use the model's float "
-            "weights, and quantise when exporting"
-        )
+        raise CheckpointError(f"{path} describes quantised weights; {USE_FLOATS}")
     try:
         config: Config = kind.from_dict(without_implementations(settings))
     except Exception as error:  # validation raises many types
@@ -202,10 +194,8 @@ def _names(path: Path) -> list[str]:
         ) from error
     others = [name for name, kind in types.items() if kind not in FLOAT_TYPES]
     if others:
-        raise CheckpointError(
-            f"{path} holds {types[others[0]]} at {name_some(others)}, which are quantised weights; "
-            "use the model's float weights, and quantise when exporting"
-        )
+        told = f"{path} holds {types[others[0]]} at {name_some(others)}"
+        raise CheckpointError(f"{told}, which are quantised weights; {USE_FLOATS}")
     return list(types)
 
 

@@ -1,5 +1,6 @@
 """Convert checkpoints on this machine into a model package."""
 
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,10 @@ from model.package import ModelPackage, Progress, open_package
 if TYPE_CHECKING:
     from model.checkpoints.checkpoint import Checkpoint
 
-FRONT_MATTER: Final = "---"
+# In the front matter of a model card.
+FRONT_LICENCE: Final = re.compile(
+    r"---\s*\n(?:(?!---).*\n)*?license:[ \t]*[\"']?([^\s\"'].*?)[\"']?[ \t]*\n"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,22 +147,20 @@ def _precisions(manifest: Manifest) -> list[Precision]:
 def licence_of(folder: Path) -> str | None:
     """Read the licence from the front matter of a folder's model card."""
     try:
-        lines = (folder / CARD).read_text(encoding="utf-8").splitlines()
+        card = (folder / CARD).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return None
-    if not lines or lines[0].strip() != FRONT_MATTER:
-        return None
-    for line in lines[1:]:
-        if line.strip() == FRONT_MATTER:
-            break
-        key, _, value = line.partition(":")
-        if key == "license" and (text := value.strip().strip("\"'")):
-            return text
-    return None
+    found = FRONT_LICENCE.match(card)
+    return found[1] if found else None
 
 
 def _card(name: str, provenance: dict[str, JsonValue], licence: str) -> str:
-    sources = ", ".join(f"{key}: `{value}`" for key, value in _flat(provenance))
+    sources = ", ".join(
+        f"{name}.{key}: `{value}`"
+        for name, source in provenance.items()
+        if isinstance(source, dict)
+        for key, value in source.items()
+    )
     return (
         f"# {name}\n\n"
         "Converted by tipserve from released weights, which are unchanged. The graphs were "
@@ -168,13 +170,6 @@ def _card(name: str, provenance: dict[str, JsonValue], licence: str) -> str:
         "`jpeg_decode=exact` decodes as the released code does.\n\n"
         f"Source: {sources}. Licence of the weights: {licence}."
     )
-
-
-def _flat(value: JsonValue, prefix: str = "") -> list[tuple[str, JsonValue]]:
-    if not isinstance(value, dict):
-        return [(prefix, value)]
-    items = [_flat(inner, f"{prefix}.{key}".lstrip(".")) for key, inner in value.items()]
-    return [item for inner in items for item in inner]
 
 
 def _versions() -> dict[str, JsonValue]:

@@ -46,9 +46,13 @@ def test_a_head_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_another_file_is_refused(
     tmp_path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None, message: str
 ) -> None:
-    save_file(tensors, tmp_path / "a.safetensors", metadata)
+    path = tmp_path / "a.safetensors"
+    save_file(tensors, path, metadata)
     with pytest.raises(HeadError, match=message):
-        read_head(tmp_path / "a.safetensors")
+        read_head(path)
+    path.write_bytes(b"not a head")
+    with pytest.raises(HeadError, match="is no head"):
+        read_head(path)
 
 
 def test_only_the_package_that_it_was_trained_on_may_have_it(tiny_package: ModelPackage) -> None:
@@ -58,9 +62,3 @@ def test_only_the_package_that_it_was_trained_on_may_have_it(tiny_package: Model
 
     with pytest.raises(HeadError, match="another vision graph"):
         Head(INFO, VECTORS).check(tiny_package.manifest)
-
-
-def test_what_is_no_safetensors_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.safetensors").write_bytes(b"not a head")
-    with pytest.raises(HeadError, match="is no head"):
-        read_head(tmp_path / "a.safetensors")

@@ -7,7 +7,7 @@ from transformers import Tipsv2Model
 from model.position import embed_pixels
 
 
-@pytest.mark.parametrize("size_hw", [(56, 56), (28, 70), (70, 28), (14, 14), (112, 98)])
+@pytest.mark.parametrize("size_hw", [(56, 56), (28, 70), (70, 28), (14, 14), (112, 98), (462, 658)])
 def test_tokens_are_those_of_transformers(
     tiny_model: Tipsv2Model, size_hw: tuple[int, int]
 ) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from model.encoder import Tipsv2Encoder
 from model.package import ModelPackage
 from model.parity.reference import reference_text, reference_vision
+from model.runtime import graph_runtime
 from model.runtime.base import Runtime, VisionOutput
 from model.runtime.load import NEEDS_GPU, RUNTIMES, load_runtime
 from model.segmentation import l2_normalize
@@ -65,24 +66,22 @@ def test_texts_are_as_in_torch(
     )
 
 
-def test_a_batch_of_images_equals_its_items(runtime: Runtime) -> None:
-    pixels_B3HW = noise(4, 3, 42, 70)
+def test_a_batch_equals_its_items(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Large batches are cut into parts.
+    monkeypatch.setattr(graph_runtime, "PIXELS_AT_ONCE", 2 * 42 * 70)
+    monkeypatch.setattr(graph_runtime, "TOKENS_AT_ONCE", 13)
+    pixels_B3HW = noise(5, 3, 42, 70)
     together = outputs(runtime.encode_images(pixels_B3HW))
-    for index in range(4):
-        alone = outputs(runtime.encode_images(pixels_B3HW[index : index + 1]))
+    lengths = [2, 9, 5, 1, 4]
+    mask_BL = (np.arange(9) < np.array(lengths)[:, None]).astype(np.int64)
+    token_ids_BL = np.random.default_rng(0).integers(1, 200, mask_BL.shape) * mask_BL
+    texts_BD = runtime.encode_texts(token_ids_BL, mask_BL)
+    for index, length in enumerate(lengths):
+        part = slice(index, index + 1)
+        alone = outputs(runtime.encode_images(pixels_B3HW[part]))
         for batch, single in zip(together, alone, strict=True):
             cosine = (l2_normalize(batch[index]) * l2_normalize(single[0])).sum(axis=-1)
             assert cosine.min() > MIN_COSINE
             np.testing.assert_allclose(batch[index], single[0], rtol=0, atol=1e-5)
-
-
-def test_a_batch_of_texts_equals_its_trimmed_items(runtime: Runtime) -> None:
-    lengths = [2, 9, 5]
-    mask_BL = (np.arange(9) < np.array(lengths)[:, None]).astype(np.int64)
-    token_ids_BL = np.random.default_rng(0).integers(1, 200, mask_BL.shape) * mask_BL
-    together_BD = runtime.encode_texts(token_ids_BL, mask_BL)
-    for index, length in enumerate(lengths):
-        alone_BD = runtime.encode_texts(
-            token_ids_BL[index : index + 1, :length], mask_BL[index : index + 1, :length]
-        )
-        np.testing.assert_allclose(together_BD[index], alone_BD[0], rtol=0, atol=1e-5)
+        text_BD = runtime.encode_texts(token_ids_BL[part, :length], mask_BL[part, :length])
+        np.testing.assert_allclose(texts_BD[part], text_BD, rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""A hub on a free port of this machine, which refuses requests or breaks files when told."""
+"""A hub on a free port of this machine, which refuses requests when told."""
 
 import json
 import threading
@@ -23,7 +23,6 @@ class Hub:
         commits: Commit of each revision.
         gated: Whether `TOKEN` is required.
         status: Answer to every request, if set.
-        broken: Paths of files that fail with status 500.
         asked: Method and path of every request, in order.
     """
 
@@ -32,7 +31,6 @@ class Hub:
     commits: dict[str, str] = field(default_factory=lambda: {"main": COMMIT})
     gated: bool = False
     status: int | None = None
-    broken: set[str] = field(default_factory=set)
     asked: list[tuple[str, str]] = field(default_factory=list)
     url: str = ""
 
@@ -80,8 +78,6 @@ class _Handler(BaseHTTPRequestHandler):
             )
         elif rest not in self.hub.files:
             self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
-        elif rest in self.hub.broken and self.command == "GET":
-            self._send(500, b"", {})
         else:
             self._file(self.hub.files[rest], self.hub.commits.get(revision, revision))
 

@@ -1,9 +1,6 @@
 """A source is downloaded and converted once, by one process, and found in the cache later."""
 
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +30,14 @@ class Converter:
         self.fault: Exception | None = None
         self.cache = cache
         self.preparer = Preparer(cache, lambda _: None, self.warnings.append)
-        self._package = package
+        self.package = package
 
     def convert(self, final: ConversionRequest, output: Path, _: Any) -> ModelPackage:
         self.converted.append(final)
         if self.fault is not None:
             (output.parent / f".{output.name}.half").mkdir()
             raise self.fault
-        shutil.copytree(self._package, output)
+        shutil.copytree(self.package, output)
         return open_package(output)
 
 
@@ -105,43 +102,18 @@ def test_a_broken_package_is_converted_again_with_a_warning(
     assert converter.preparer.prepare(request_, verify=False) == package
 
 
-SECOND = """
-import sys
-from pathlib import Path
-from model.conversion import prepare
-from model.conversion.cache import PackageCache
-from model.conversion.source import FolderSource
-
-prepare.convert = None
-report = lambda text: print(text, flush=True)
-preparer = prepare.Preparer(PackageCache(Path(sys.argv[1])), report, report)
-request_ = prepare.ConversionRequest(base=FolderSource(Path(sys.argv[2])))
-print(preparer.prepare(request_).path, flush=True)
-"""
-
-
-def test_a_second_process_waits_for_the_package_of_the_first(
-    converter: Converter, request_: ConversionRequest, source: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_another_process_has_made_meanwhile_is_not_made_again(
+    converter: Converter, request_: ConversionRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = [sys.executable, "-c", SECOND, str(converter.cache.root), str(source)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as second:
-        second.send_signal(signal.SIGSTOP)
+    writing = PackageCache.writing
 
-        def convert(final: ConversionRequest, output: Path, progress: Any) -> ModelPackage:
-            # The lock is held here, until the second process reports that it waits.
-            second.send_signal(signal.SIGCONT)
-            assert second.stdout is not None
-            lines = iter(second.stdout.readline, b"")
-            assert any(line.startswith(b"waiting for process") for line in lines)
-            return converter.convert(final, output, progress)
+    def after_another(cache: PackageCache, name: str, key: str, progress: Any) -> Any:
+        shutil.copytree(converter.package, cache.folder(name, key))
+        return writing(cache, name, key, progress)
 
-        monkeypatch.setattr(prepare_module, "convert", convert)
-        try:
-            package = converter.preparer.prepare(request_)
-            output, _ = second.communicate(timeout=60)
-        finally:
-            second.kill()
-    assert output.decode().splitlines()[-1] == str(package.path)
+    monkeypatch.setattr(PackageCache, "writing", after_another)
+    assert converter.preparer.prepare(request_).path.parent == converter.cache.root / "packages"
+    assert not converter.converted
 
 
 def test_a_model_of_the_hub_is_converted_once_for_each_commit(

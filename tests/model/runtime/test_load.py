@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from model.package import ModelPackage
-from model.runtime import graph_runtime
 from model.runtime.base import (
     Interrupted,
     LaneShare,
@@ -76,21 +75,6 @@ def test_images_and_texts_give_rows_of_float32_and_wrong_shapes_are_refused(
         runtime.encode_images(np.zeros((1, 3, 28, 30), dtype=np.float32))
     with pytest.raises(ValueError, match="1 to 64 tokens"):
         runtime.encode_texts(np.ones((1, 65), dtype=np.int64), np.ones((1, 65), dtype=np.int64))
-
-
-def test_large_batches_equal_their_items(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph_runtime, "PIXELS_AT_ONCE", 2 * 56 * 70)
-    monkeypatch.setattr(graph_runtime, "TOKENS_AT_ONCE", 13)
-    pixels = np.random.default_rng(0).random((7, 3, 56, 70), dtype=np.float32)
-    together = runtime.encode_images(pixels)
-    ids = np.random.default_rng(0).integers(5, 300, (7, 6))
-    texts = runtime.encode_texts(ids, np.ones_like(ids))
-    for index in (0, 3, 6):
-        part = slice(index, index + 1)
-        alone = runtime.encode_images(pixels[part])
-        np.testing.assert_allclose(together.values_BND[part], alone.values_BND, atol=1e-5)
-        text = runtime.encode_texts(ids[part], np.ones_like(ids[part]))
-        np.testing.assert_allclose(texts[part], text, atol=1e-5)
 
 
 def test_an_interrupted_call_ends_and_does_not_change_the_next(runtime: Runtime) -> None:

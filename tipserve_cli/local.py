@@ -26,10 +26,7 @@ from service.models.heads import HeadFolder
 from service.models.loading import load_model, num_pool_threads, request_limits
 from service.models.registry import ModelRegistry
 from service.monitoring.metrics import Metrics
-from service.outputs.colours import PALETTE
-from service.outputs.features import encode_view_png
-from service.outputs.maps import encode_depth_png, encode_millimetres_png, encode_normals_png
-from service.outputs.masks import encode_labels_png, encode_mask_png, encode_npy
+from service.outputs import colours, features, maps, masks
 from service.settings import Settings, load_settings
 from service.waiting import Pool
 from tipserve_cli.engine import Engine, UserError
@@ -38,19 +35,8 @@ from tipserve_client.errors import BY_CODE
 from tipserve_client.grpc_wire import RPCS, read_response, write_request
 from tipserve_client.requests import Request
 
-__all__ = [
-    "PALETTE",
-    "LocalTransport",
-    "encode_depth_png",
-    "encode_labels_png",
-    "encode_mask_png",
-    "encode_millimetres_png",
-    "encode_normals_png",
-    "encode_npy",
-    "encode_view_png",
-    "load",
-    "open_manifest",
-]
+# The service's drawings, for the commands.
+__all__ = ["LocalTransport", "colours", "features", "load", "maps", "masks", "open_manifest"]
 
 # Long, because a job has no caller who waits, but finite, so that a request cannot hang for ever.
 TIMEOUT_S: Final = 3600.0

@@ -69,9 +69,9 @@ def run(
     with opened_engine(model, heads=()) as engine, refusals_of(image):
         if suffix == ".png":
             (drawn,) = engine.client.features(encoded, kind=kind, features=features, **asked)
-            content = local.encode_view_png(drawn, kind)
+            content = local.features.encode_view_png(drawn, kind)
         else:
             (found,) = engine.client.embed_images(encoded, outputs=features, **asked)
-            content = local.encode_npy(getattr(found, features))
+            content = local.masks.encode_npy(getattr(found, features))
     write_output(options.output, content)
     return DONE

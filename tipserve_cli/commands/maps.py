@@ -97,8 +97,10 @@ def _encode(kind: Task, form: MapFormat, found: Any) -> bytes:
     from tipserve_cli import local  # noqa: PLC0415 - slow to import
 
     if form == "npy":
-        return local.encode_npy(found)
+        return local.masks.encode_npy(found)
     if kind == "normals":
-        return local.encode_normals_png(found)
-    encode = local.encode_millimetres_png if form == "millimetres" else local.encode_depth_png
+        return local.maps.encode_normals_png(found)
+    encode = (
+        local.maps.encode_millimetres_png if form == "millimetres" else local.maps.encode_depth_png
+    )
     return encode(found)

@@ -153,10 +153,12 @@ def _encode(options: SegmentOptions, mask: Segmentation, image: bytes) -> bytes:
         mask.overlay(decode_image(image, LIMITS)).save(stream, "PNG", compress_level=1)
         return stream.getvalue()
     if options.ending == ".npy":
-        return local.encode_npy(mask.labels)
+        return local.masks.encode_npy(mask.labels)
     is_small = len(mask.classes) <= MAX_PALETTE_CLASSES
     labels_HW = mask.labels.astype(np.uint8) if is_small else mask.labels
-    encode = local.encode_labels_png if options.format == "labels" else local.encode_mask_png
+    encode = (
+        local.masks.encode_labels_png if options.format == "labels" else local.masks.encode_mask_png
+    )
     return encode(labels_HW)
 
 

@@ -16,7 +16,7 @@ from model.image_codec import ImageLimits, decode_image
 from model.manifest import ScoreEntry
 from tipserve_cli.evaluation.report import MODEL, class_scores, confused_classes, digits, numbers_of
 from tipserve_cli.evaluation.tasks import Result, ShownMask
-from tipserve_cli.local import PALETTE
+from tipserve_cli.local import colours
 from tipserve_client import ModelInfo
 
 PAGE: Final = "report.html"
@@ -113,7 +113,7 @@ def _figure(shown: ShownMask, names: Sequence[str]) -> str:
     counts_K = np.bincount(present[present >= 0], minlength=len(names))
     order = [k for k in np.argsort(-counts_K, kind="stable")[:MAX_LEGEND].tolist() if counts_K[k]]
     legend = "".join(
-        f'<i style="background:#{bytes(PALETTE[k % 255 + 1]).hex()}"></i>{escape(names[k])}'
+        f'<i style="background:#{bytes(colours.PALETTE[k % 255 + 1]).hex()}"></i>{escape(names[k])}'
         for k in order
     )
     caption = f"{escape(str(shown.image))}: mIoU {shown.miou:.1f}{legend}"
@@ -121,7 +121,7 @@ def _figure(shown: ShownMask, names: Sequence[str]) -> str:
 
 
 def _colours_of(mask_HW: NDArray[np.int64]) -> NDArray[np.uint8]:
-    rgb_HW3: NDArray[np.uint8] = PALETTE[np.where(mask_HW < 0, 0, mask_HW % 255 + 1)]
+    rgb_HW3: NDArray[np.uint8] = colours.PALETTE[np.where(mask_HW < 0, 0, mask_HW % 255 + 1)]
     return rgb_HW3
 
 

@@ -1,16 +1,4 @@
-"""Errors of a request, the same over both protocols.
-
-TipserveError
-+-- InvalidRequest       a field, an image or a text is invalid; change the request
-+-- RequestTooLarge      the request exceeds a limit of the server; split it
-+-- Unauthenticated      the API key is missing or unknown
-+-- NotFound             no model with this name is served
-+-- NotSupported         the model is served, but it does not support the request
-+-- Overloaded           the server has no capacity now; retried until the deadline
-+-- Unavailable          starting, draining or unreachable; retried as well
-+-- DeadlineExceeded     the answer did not arrive in time
-+-- InternalError        the server failed; its log has details under the request id
-"""
+"""Errors of a request, the same over both protocols; each class says what helps."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -56,11 +44,11 @@ class TipserveError(Exception):
 
 
 class InvalidRequest(TipserveError):
-    """A field, an image or a text is invalid."""
+    """A field, an image or a text is invalid; change the request."""
 
 
 class RequestTooLarge(TipserveError):
-    """The request exceeds a limit of the server."""
+    """The request exceeds a limit of the server; split it."""
 
 
 class Unauthenticated(TipserveError):
@@ -74,18 +62,18 @@ class NotFound(TipserveError):
 
 
 class NotSupported(TipserveError):
-    """The model does not support the request."""
+    """The model is served, but it does not support the request."""
 
 
 class Overloaded(TipserveError):
-    """The server has no capacity now."""
+    """The server has no capacity now; retried until the deadline."""
 
     is_retryable = True
     ends_stream = True
 
 
 class Unavailable(TipserveError):
-    """The server is starting, draining or unreachable."""
+    """The server is starting, draining or unreachable; retried as well."""
 
     is_retryable = True
     ends_stream = True
@@ -96,7 +84,7 @@ class DeadlineExceeded(TipserveError):
 
 
 class InternalError(TipserveError):
-    """The server failed."""
+    """The server failed; its log has details under the request id."""
 
 
 BY_STATUS: Final[Mapping[int, type[TipserveError]]] = {

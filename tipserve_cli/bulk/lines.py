@@ -4,11 +4,11 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path, PurePath
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from model.files import atomic_file
 from model.graphs import DenseTask
@@ -101,39 +101,29 @@ class CocoTask(LinesTask):
         return is_head or list(self.classes) == [OWN_CLASSES]
 
     def join(self, folder: JobFolder, file: Path | None) -> str:
-        """Write the file, which is in memory as a whole, as in the programs that read it."""
+        """Write the file, an image or an instance a line."""
         assert file is not None
-        numbers = count(1)
-        images, annotations = [], []
-        for number, line in enumerate(lines_of(folder), start=1):
-            size = {name: line[name] for name in ("height", "width")}
-            images.append({"id": number, "file_name": line["file_name"], **size})
-            annotations += [
-                {
-                    "id": next(numbers),
-                    "image_id": number,
-                    "category_id": one["label"],
-                    "bbox": one["box"],
-                    "area": one["area"],
-                    "score": one["score"],
-                    "iscrowd": 0,
-                    "segmentation": {"size": [*size.values()], "counts": one["counts"]},
-                }
-                for one in line["instances"]
-            ]
-        names = enumerate(self._class_names(folder), start=1)
-        found = {
-            "info": {
-                "description": f"Instances by {folder.job.model['name']}",
-                "job": folder.job.record(),
-            },
-            "categories": [{"id": label, "name": name} for label, name in names],
-            "images": images,
-            "annotations": annotations,
+        numbers, names = count(1), enumerate(self._class_names(folder), start=1)
+        info = {
+            "description": f"Instances by {folder.job.model['name']}",
+            "job": folder.job.record(),
         }
-        with atomic_file(file) as temporary:
-            temporary.write_text(json.dumps(found) + "\n", encoding="utf-8")
-        return f"{len(annotations)} instances in {len(images)} images"
+        head = {"info": info, "categories": [{"id": label, "name": name} for label, name in names]}
+        images = (
+            {"id": number, **{name: line[name] for name in ("file_name", "height", "width")}}
+            for number, line in enumerate(lines_of(folder), start=1)
+        )
+        annotations = (
+            _annotation(next(numbers), image, one, line)
+            for image, line in enumerate(lines_of(folder), start=1)
+            for one in line["instances"]
+        )
+        with atomic_file(file) as temporary, temporary.open("w", encoding="utf-8") as opened:
+            opened.write(json.dumps(head).removesuffix("}"))
+            num_images = _write_list(opened, "images", images)
+            num_instances = _write_list(opened, "annotations", annotations)
+            opened.write("}\n")
+        return f"{num_instances} instances in {num_images} images"
 
     def _class_names(self, folder: JobFolder) -> Sequence[str]:
         """Names of labels 1, 2, ...; the answers have those of a head."""
@@ -145,6 +135,29 @@ class CocoTask(LinesTask):
                 f"The classes of {self.classes[0]} changed during the job; run it with --overwrite."
             )
         return next(iter(found), ())
+
+
+def _annotation(number: int, image: int, instance: Line, line: Line) -> Line:
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": instance["label"],
+        "bbox": instance["box"],
+        "area": instance["area"],
+        "score": instance["score"],
+        "iscrowd": 0,
+        "segmentation": {"size": [line["height"], line["width"]], "counts": instance["counts"]},
+    }
+
+
+def _write_list(file: TextIO, name: str, items: Iterable[Line]) -> int:
+    """Write a member with a list, an item a line; returns the number of items."""
+    file.write(f',\n"{name}": [')
+    number = 0
+    for number, item in enumerate(items, start=1):
+        file.write((",\n" if number > 1 else "\n") + json.dumps(item))
+    file.write("]")
+    return number
 
 
 class ClassesTask(LinesTask):

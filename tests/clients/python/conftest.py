@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from service.server import Server
-from tests.service.conftest import (
+from tests.service.conftest import (  # noqa: F401 - fixtures
     encode_image,
     entered,
     load_fake,
@@ -23,17 +23,6 @@ from tests.service.conftest import (
 )
 from tipserve_client import AsyncClient, Client
 
-__all__ = [
-    "encode_image",
-    "entered",
-    "load_fake",
-    "make_settings",
-    "manifest",
-    "metrics",
-    "runtime",
-    "serve_fake",
-    "serving",
-]
 LIMIT_S = 20.0
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
 
@@ -93,6 +82,20 @@ async def _stepping(items: Iterator[Any]) -> AsyncIterator[Any]:
 def asking(request: pytest.FixtureRequest) -> Asking:
     """Each kind of client over each protocol."""
     return Asking(*request.param)
+
+
+@pytest.fixture
+async def server(serving: Serving) -> AsyncIterator[Server]:  # noqa: F811 - a fixture
+    """A server with a fake runtime."""
+    async with serving() as started:
+        yield started
+
+
+@pytest.fixture
+async def client(server: Server, asking: Asking) -> AsyncIterator[Any]:
+    """Each kind of client, connected to the server."""
+    async with asking.client(server) as connected_client:
+        yield connected_client
 
 
 def assert_equal(found: Any, expected: Any) -> None:

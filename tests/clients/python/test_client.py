@@ -53,25 +53,22 @@ CALLS: dict[str, Callable[..., Any]] = {
 BOTH = pytest.mark.parametrize("protocol", ["http", "grpc"])
 
 
-async def test_results_have_their_shapes_and_types(
-    serving: Serving, encode_image: Encode, asking: Asking
-) -> None:
+async def test_results_have_their_shapes_and_types(encode_image: Encode, client: Any) -> None:
     images = [encode_image(seed=seed) for seed in range(3)]
     classes = {"dog": ["a dog", "a photo of a dog"], "sky": []}
-    async with serving() as server, asking.client(server) as client:
-        outputs = ["patches", "depth", "normals"]
-        embedded = await client.embed_images(images, outputs=outputs, resolution=56)
-        words = await client.embed_texts(CLASSES, templates=["a {}", "the {}"])
-        options = {"include_scores": True, "include_instances": True, "min_area_share": 0.0001}
-        masks = await client.segment(images, classes, background_classes=["wall"], **options)
-        ((best, _),) = await client.classify(images[0], classes)
-        (colors,) = await client.features(images[0])
-        depth = await client.depth(images, size="model", resolution=56)
-        (model,) = await client.models()
-        # One text or class needs no list.
-        assert_equal(await client.embed_texts("dog"), await client.embed_texts(["dog"]))
-        for find in (client.segment, client.classify):
-            assert_equal(await find(images[0], "dog"), await find(images[0], ["dog"]))
+    outputs = ["patches", "depth", "normals"]
+    embedded = await client.embed_images(images, outputs=outputs, resolution=56)
+    words = await client.embed_texts(CLASSES, templates=["a {}", "the {}"])
+    options = {"include_scores": True, "include_instances": True, "min_area_share": 0.0001}
+    masks = await client.segment(images, classes, background_classes=["wall"], **options)
+    ((best, _),) = await client.classify(images[0], classes)
+    (colors,) = await client.features(images[0])
+    depth = await client.depth(images, size="model", resolution=56)
+    (model,) = await client.models()
+    # One text or class needs no list.
+    assert_equal(await client.embed_texts("dog"), await client.embed_texts(["dog"]))
+    for find in (client.segment, client.classify):
+        assert_equal(await find(images[0], "dog"), await find(images[0], ["dog"]))
     assert [e.patches.shape for e in embedded] == [(4, 4, 8)] * 3
     np.testing.assert_allclose([e.depth for e in embedded], depth, rtol=1e-5)
     assert embedded[0].normals.shape == (*depth[0].shape, 3)
@@ -93,57 +90,53 @@ async def test_results_have_their_shapes_and_types(
     assert set(model.limits) == set(LIMITS)
 
 
-async def test_errors_say_what_and_where(
-    serving: Serving, encode_image: Encode, asking: Asking
-) -> None:
+async def test_errors_say_what_and_where(encode_image: Encode, client: Any) -> None:
     image = encode_image()
-    async with serving() as server, asking.client(server) as client:
-        for kind, code, param, index, call in (
-            (InvalidRequest, "invalid_image", "images[1]", 1, client.embed_images([image, b"x"])),
-            (InvalidRequest, "blank_text", "texts[1]", 1, client.embed_texts(["dog", " "])),
-            (NotFound, "model_not_found", "model", None, client.normals(image, model="unknown")),
-            (RequestTooLarge, "too_many_items", "images", None, client.embed_images([image] * 33)),
-        ):
-            with pytest.raises(kind) as caught:
-                await call
-            error = caught.value
-            assert (error.param, error.index) == (param, index)
-            assert code in {None, error.code}
-            assert error.message
-            assert error.request_id
-        assert len(await client.embed_images(image)) == 1
+    for kind, code, param, index, call in (
+        (InvalidRequest, "invalid_image", "images[1]", 1, client.embed_images([image, b"x"])),
+        (InvalidRequest, "blank_text", "texts[1]", 1, client.embed_texts(["dog", " "])),
+        (NotFound, "model_not_found", "model", None, client.normals(image, model="unknown")),
+        (RequestTooLarge, "too_many_items", "images", None, client.embed_images([image] * 33)),
+    ):
+        with pytest.raises(kind) as caught:
+            await call
+        error = caught.value
+        assert (error.param, error.index) == (param, index)
+        assert code in {None, error.code}
+        assert error.message
+        assert error.request_id
+    assert len(await client.embed_images(image)) == 1
 
 
 async def test_an_unknown_word_is_refused_with_the_words_there_are(
-    serving: Serving, encode_image: Encode, asking: Asking
+    encode_image: Encode, client: Any
 ) -> None:
     image = encode_image()
-    async with serving() as server, asking.client(server) as client:
-        for method, name, words in (
-            ("segment", "mode", "'whole' or 'slide'"),
-            ("segment", "size", "'image', 'model' or 'patch'"),
-            ("segment", "quality", "'published', 'fast' or 'fine'"),
-            ("segment", "background", "'none' or 'auto'"),
-            ("depth", "size", "'image' or 'model'"),
-            ("depth", "fit", "'squash' or 'aspect'"),
-            ("features", "kind", "'colors', 'component' or 'groups'"),
-            ("features", "scope", "'image' or 'request'"),
-            ("classify", "features", "'cls1' or 'cls2'"),
-            ("embed_images", "dtype", "'float32', 'float16' or 'int8'"),
-            ("embed_texts", "dtype", "'float32', 'float16' or 'int8'"),
-            ("embed_texts", "templates", "'none' or 'tcl'"),
-        ):
-            given = ["dog"] if method == "embed_texts" else image
-            classes = [CLASSES] if method in {"segment", "classify"} else []
-            with pytest.raises(InvalidRequest) as caught:
-                await getattr(client, method)(given, *classes, **{name: "odd"})
-            assert (caught.value.code, caught.value.param) == ("invalid_field", name)
-            assert caught.value.message.startswith(f"{name}: Input should be {words}")
-        with pytest.raises(InvalidRequest, match=r"outputs\[1\].*'odd'") as caught:
-            await client.embed_images(image, outputs=["patches", "odd"])
-        assert (caught.value.code, caught.value.param) == ("unknown_output", "outputs[1]")
-        streamed = [item async for item in client.stream_images([image] * 2, fit="odd")]
-        assert [item.error.param for item in streamed] == ["fit", "fit"]
+    for method, name, words in (
+        ("segment", "mode", "'whole' or 'slide'"),
+        ("segment", "size", "'image', 'model' or 'patch'"),
+        ("segment", "quality", "'published', 'fast' or 'fine'"),
+        ("segment", "background", "'none' or 'auto'"),
+        ("depth", "size", "'image' or 'model'"),
+        ("depth", "fit", "'squash' or 'aspect'"),
+        ("features", "kind", "'colors', 'component' or 'groups'"),
+        ("features", "scope", "'image' or 'request'"),
+        ("classify", "features", "'cls1' or 'cls2'"),
+        ("embed_images", "dtype", "'float32', 'float16' or 'int8'"),
+        ("embed_texts", "dtype", "'float32', 'float16' or 'int8'"),
+        ("embed_texts", "templates", "'none' or 'tcl'"),
+    ):
+        given = ["dog"] if method == "embed_texts" else image
+        classes = [CLASSES] if method in {"segment", "classify"} else []
+        with pytest.raises(InvalidRequest) as caught:
+            await getattr(client, method)(given, *classes, **{name: "odd"})
+        assert (caught.value.code, caught.value.param) == ("invalid_field", name)
+        assert caught.value.message.startswith(f"{name}: Input should be {words}")
+    with pytest.raises(InvalidRequest, match=r"outputs\[1\].*'odd'") as caught:
+        await client.embed_images(image, outputs=["patches", "odd"])
+    assert (caught.value.code, caught.value.param) == ("unknown_output", "outputs[1]")
+    streamed = [item async for item in client.stream_images([image] * 2, fit="odd")]
+    assert [item.error.param for item in streamed] == ["fit", "fit"]
 
 
 async def test_a_key_is_sent(
@@ -185,21 +178,20 @@ async def test_a_cancelled_request_is_not_computed(
 
 
 async def test_number_formats_differ_within_their_precision(
-    serving: Serving, encode_image: Encode, asking: Asking
+    encode_image: Encode, client: Any
 ) -> None:
     images = [encode_image(seed=seed, size=(60, 40 + 20 * seed)) for seed in range(2)]
     found: dict[str, dict[str, Any]] = {}
-    async with serving() as server, asking.client(server) as client:
-        for dtype in KINDS:
-            options = {"outputs": EVERY, "dtype": dtype}
-            partial = await client.embed_images(images, partial=True, **options)
-            found[dtype] = {
-                "images": await client.embed_images(images, **options),
-                "aspect": await client.embed_images(images, fit="aspect", **options),
-                "stream": [one.result() async for one in client.stream_images(images, **options)],
-                "partial": [one.result() for one in partial],
-                "texts": [await client.embed_texts(CLASSES, dtype=dtype)],
-            }
+    for dtype in KINDS:
+        options = {"outputs": EVERY, "dtype": dtype}
+        partial = await client.embed_images(images, partial=True, **options)
+        found[dtype] = {
+            "images": await client.embed_images(images, **options),
+            "aspect": await client.embed_images(images, fit="aspect", **options),
+            "stream": [one.result() async for one in client.stream_images(images, **options)],
+            "partial": [one.result() for one in partial],
+            "texts": [await client.embed_texts(CLASSES, dtype=dtype)],
+        }
     assert {dtype: type(one["images"][0]) for dtype, one in found.items()} == KINDS
     for way in found["int8"]:
         for given in zip(*(found[dtype][way] for dtype in KINDS), strict=True):
@@ -232,33 +224,32 @@ def error_facts(error: Any) -> tuple[Any, ...]:
 
 
 async def test_a_bad_image_among_good_ones_keeps_its_place(
-    serving: Serving, encode_image: Encode, asking: Asking
+    encode_image: Encode, client: Any
 ) -> None:
     good = [encode_image(seed=seed) for seed in range(2)]
     given = [good[0], b"no image", good[1], "/no/such/file.jpg"]
-    async with serving() as server, asking.client(server) as client:
-        for call in CALLS.values():
-            items = await call(client, given, partial=True)
-            alone = await call(client, good)
-            whole = await call(client, good, partial=True)
-            with pytest.raises(InvalidRequest) as caught:
-                await call(client, given[:3])
-            assert [item.index for item in items] == [0, 1, 2, 3]
-            assert_equal([items[0].result(), items[2].result()], alone)
-            assert_equal([item.result() for item in whole], alone)
-            # The same error as without `partial`; the unreadable file was never sent.
-            assert error_facts(items[1].error) == error_facts(caught.value)
-            assert items[1].error.request_id
-            assert (items[3].error.code, items[3].error.index) == ("unreadable_file", 3)
-            with pytest.raises(InvalidRequest):
-                items[1].result()
-        for images, options, kind in (
-            ([good[0], b"x"], {"resolution": 15}, InvalidRequest),
-            ([], {}, InvalidRequest),
-            ([good[0]] * 33, {}, RequestTooLarge),
-        ):
-            with pytest.raises(kind):  # of the whole request
-                await client.embed_images(images, partial=True, **options)
+    for call in CALLS.values():
+        items = await call(client, given, partial=True)
+        alone = await call(client, good)
+        whole = await call(client, good, partial=True)
+        with pytest.raises(InvalidRequest) as caught:
+            await call(client, given[:3])
+        assert [item.index for item in items] == [0, 1, 2, 3]
+        assert_equal([items[0].result(), items[2].result()], alone)
+        assert_equal([item.result() for item in whole], alone)
+        # The same error as without `partial`; the unreadable file was never sent.
+        assert error_facts(items[1].error) == error_facts(caught.value)
+        assert items[1].error.request_id
+        assert (items[3].error.code, items[3].error.index) == ("unreadable_file", 3)
+        with pytest.raises(InvalidRequest):
+            items[1].result()
+    for images, options, kind in (
+        ([good[0], b"x"], {"resolution": 15}, InvalidRequest),
+        ([], {}, InvalidRequest),
+        ([good[0]] * 33, {}, RequestTooLarge),
+    ):
+        with pytest.raises(kind):  # of the whole request
+            await client.embed_images(images, partial=True, **options)
 
 
 class SlowImage:

@@ -11,6 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
+from service.server import Server
 from tests.clients.python.conftest import Asking, connected, inflight, until
 from tests.service.conftest import Encode, Serving
 from tipserve_client import AsyncClient, Retry, TipserveError, Unavailable
@@ -117,7 +118,7 @@ async def test_a_stream_answers_in_order_and_outlives_bad_images(
 
 
 async def test_a_stream_reads_ahead_no_more_than_its_window(
-    serving: Serving, encode_image: Encode, asking: Asking
+    encode_image: Encode, client: Any
 ) -> None:
     num_taken = num_answered = furthest = 0
 
@@ -128,37 +129,34 @@ async def test_a_stream_reads_ahead_no_more_than_its_window(
             furthest = max(furthest, num_taken - num_answered)
             yield image
 
-    async with serving() as server, asking.client(server) as client:
-        async for _ in client.stream_images(images(), window=5):
-            num_answered += 1
+    async for _ in client.stream_images(images(), window=5):
+        num_answered += 1
     assert num_answered == 30
     assert furthest <= 5 + 2  # one that waits for room, and one that is yielded
 
 
 async def test_an_abandoned_stream_ends_on_the_server(
-    serving: Serving, encode_image: Encode, asking: Asking
+    encode_image: Encode, server: Server, client: Any
 ) -> None:
-    async with serving() as server, asking.client(server) as client:
-        async with aclosing(client.stream_images(repeat(encode_image()))) as items:
-            async for item in items:
-                if item.index == 10:
-                    break
-        await until(lambda: inflight(server) == 0)
-        assert len(await client.embed_images(encode_image())) == 1
+    async with aclosing(client.stream_images(repeat(encode_image()))) as items:
+        async for item in items:
+            if item.index == 10:
+                break
+    await until(lambda: inflight(server) == 0)
+    assert len(await client.embed_images(encode_image())) == 1
 
 
 async def test_an_error_of_the_callers_iterator_is_raised(
-    serving: Serving, encode_image: Encode, asking: Asking
+    encode_image: Encode, client: Any
 ) -> None:
     def images() -> Iterator[bytes]:
         yield encode_image()
         raise KeyError("of the caller")
 
-    async with serving() as server, asking.client(server) as client:
-        items = client.stream_images(images())
-        assert (await anext(items)).index == 0
-        with pytest.raises(KeyError, match="of the caller"):
-            await anext(items)
+    items = client.stream_images(images())
+    assert (await anext(items)).index == 0
+    with pytest.raises(KeyError, match="of the caller"):
+        await anext(items)
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])

@@ -51,25 +51,13 @@ MaybeEncoded = bytes | ServiceError
 ItemErrors = Mapping[int, ServiceError]
 # Of the manifest, in the description of a model.
 MANIFEST_FIELDS: Final = (
-    "variant",
-    "embed_dim",
-    "patch_size",
-    "native_size",
-    "min_size",
-    "max_size",
-    "size_multiple",
-    "max_text_tokens",
-    "licence",
-)
+    "variant", "embed_dim", "patch_size", "native_size", "min_size", "max_size", "size_multiple",
+    "max_text_tokens", "licence",
+)  # fmt: skip
 PARITY_FIELDS: Final = (
-    "file",
-    "precision",
-    "reference",
-    "max_abs_diff",
-    "min_cosine_cls",
-    "min_cosine_patches",
+    "file", "precision", "reference", "max_abs_diff", "min_cosine_cls", "min_cosine_patches",
     "mask_agreement",
-)
+)  # fmt: skip
 TEXT_TEMPLATES: TemplateSet = "none"
 IMAGE_OUTPUTS: tuple[ImageOutput, ...] = get_args(ImageOutput)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from itertools import repeat
 from operator import attrgetter
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
@@ -37,7 +37,6 @@ from service.messages import (
     FloatArray,
     ListResponse,
     ModelInfo,
-    PromptPool,
     RunLengths,
     Segmentation,
     SegmentClass,
@@ -68,67 +67,28 @@ def _reader(message: Callable[..., M], **required: Any) -> Callable[[Message], M
     def read(request: Message) -> M:
         """Convert a request; raises `InvalidRequest` for an unknown field or value."""
         refuse_unknown_fields(request)
-        given = {field.name: _read_field(field, value) for field, value in request.ListFields()}
-        return message(**{**required, **given})
+        return message(**{**required, **_fields(request)})
 
     return read
 
 
-to_embed_images = _reader(EmbedImagesRequest, images=())
-to_embed_texts = _reader(EmbedTextsRequest, texts=())
-to_segment_images = _reader(SegmentImagesRequest, images=(), classes=(), include_class_scores=True)
-to_classify_images = _reader(ClassifyImagesRequest, images=(), classes=())
-to_visualize_features = _reader(VisualizeFeaturesRequest, images=())
-to_estimate_depth = _reader(EstimateMapsRequest, images=(), task="depth")
-to_estimate_normals = _reader(EstimateMapsRequest, images=(), task="normals")
+def _fields(message: Message) -> dict[str, Any]:
+    """The Python values of the fields that are set."""
+    return {field.name: _value(field, value) for field, value in message.ListFields()}
 
 
-def _read_field(field: FieldDescriptor, value: Any) -> Any:
-    """The Python value of a field that is set."""
-    match field.name:
-        case "images":
-            value = tuple(image.encoded for image in value)
-        case "texts":
-            value = tuple(value)
-        case "classes" | "background_classes":
-            value = tuple(
-                SegmentClass(
-                    name=c.name,
-                    prompts=tuple(c.prompts),
-                    pool=_read_pool(c.pool),
-                    examples=tuple(_read_example(example) for example in c.examples),
-                )
-                for c in value
-            )
-        case "templates":
-            value = _read_templates(value)
-        case "outputs":
-            # The data plane refuses an unknown one with its index.
-            names = enum_names(embed_pb2.ImageOutput.DESCRIPTOR)
-            value = tuple(names.get(number, str(number)) for number in value)
-        case name if field.enum_type is not None:
-            param = "dtype" if name == "vector_type" else name
-            value = _read_enum(field.enum_type, value, param)
-    return value
-
-
-def _read_example(example: segment_pb2.ClassExample) -> ClassExample:
-    region = example.WhichOneof("region")
-    if region is None:
-        return ClassExample(image=example.image)
-    given: Any = getattr(example, region)
-    if region == "mask":
-        runs = RunLengths(size_hw=(given.height, given.width), counts=given.counts)
-        return ClassExample(image=example.image, mask=runs)
-    if region == "point":
-        return ClassExample(image=example.image, point=(given.x, given.y))
-    box = given.left, given.top, given.width, given.height
-    return ClassExample(image=example.image, box=box)
-
-
-def _read_pool(value: int) -> PromptPool:
-    pool = segment_pb2.PromptPool.DESCRIPTOR
-    return cast("PromptPool", _read_enum(pool, value, "pool")) if value else "mean"
+def _value(field: FieldDescriptor, value: Any) -> Any:
+    if field.message_type is not None:
+        read = READERS[field.message_type.name]
+        return tuple(map(read, value)) if field.is_repeated else read(value)
+    if field.name == "outputs" and field.enum_type is not None:
+        # The data plane refuses an unknown one with its index.
+        names = enum_names(field.enum_type)
+        return tuple(names.get(number, str(number)) for number in value)
+    if field.enum_type is not None:
+        param = "dtype" if field.name == "vector_type" else field.name
+        return _read_enum(field.enum_type, value, param)
+    return tuple(value) if field.is_repeated else value
 
 
 def _read_templates(templates: text_pb2.Templates) -> str | tuple[str, ...]:
@@ -145,6 +105,25 @@ def _read_enum(enum: EnumDescriptor, value: int, param: str) -> str:
     if value not in names:
         raise InvalidRequest(f"{param}: unknown value {value}.", param=param)
     return names[value]
+
+
+# Of the messages in requests, by the names of their types.
+READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "Image": lambda image: image.encoded,
+    "SegmentClass": lambda one: SegmentClass(**{"name": "", **_fields(one)}),
+    "ClassExample": lambda one: ClassExample(**_fields(one)),
+    "Point": lambda one: (one.x, one.y),
+    "Box": lambda one: (one.left, one.top, one.width, one.height),
+    "RunLengths": lambda one: RunLengths(size_hw=(one.height, one.width), counts=one.counts),
+    "Templates": _read_templates,
+}
+to_embed_images = _reader(EmbedImagesRequest, images=())
+to_embed_texts = _reader(EmbedTextsRequest, texts=())
+to_segment_images = _reader(SegmentImagesRequest, images=(), classes=(), include_class_scores=True)
+to_classify_images = _reader(ClassifyImagesRequest, images=(), classes=())
+to_visualize_features = _reader(VisualizeFeaturesRequest, images=())
+to_estimate_depth = _reader(EstimateMapsRequest, images=(), task="depth")
+to_estimate_normals = _reader(EstimateMapsRequest, images=(), task="normals")
 
 
 @cache

@@ -73,7 +73,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._admission = admission
         self._stream_errors = stream_errors
         self._reader = MessageReader(protection.settings.num_receive_places)
-        self._open_reader = MessageReader(NUM_OPEN_MESSAGES)
+        # A stream of reflection that waits for its caller keeps no health check waiting.
+        self._open_readers = {name: MessageReader(NUM_OPEN_MESSAGES) for name in OPEN_SERVICES}
         self._num_rpcs = self._num_streams = 0
         self._handlers: dict[str, Any] = {}
         # Set when the server closes: streams read no further request.
@@ -93,7 +94,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return grpc.stream_stream_rpc_method_handler(self._refuse_unknown)
         if service_of(method) in OPEN_SERVICES:
-            return self._open_handler(handler)
+            return self._open_handler(handler, self._open_readers[service_of(method)])
         rpc = Rpc.of(method, handler)
         is_stream = handler.stream_stream is not None
 
@@ -114,11 +115,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         await self._serve("other", context, refuse)
 
-    def _open_handler(self, handler: Any) -> Any:
+    def _open_handler(self, handler: Any, reader: MessageReader) -> Any:
         """A handler of health or reflection that reads its messages itself, as bytes."""
 
         async def read_all(context: Any, host: str) -> AsyncIterator[Any]:
-            while (raw := await self._open_reader.read(context, host)) is not grpc.aio.EOF:
+            while (raw := await reader.read(context, host)) is not grpc.aio.EOF:
                 if len(raw) > MAX_OPEN_MESSAGE_BYTES:
                     raw = b""  # the context keeps the error, and the error this frame
                     raise RequestTooLarge(f"At most {MAX_OPEN_MESSAGE_BYTES} bytes are allowed.")

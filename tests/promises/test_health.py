@@ -1,5 +1,6 @@
 """Standard probes and reflection of gRPC."""
 
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -11,17 +12,22 @@ from tests.processes.server import LIMIT_S, Server
 
 
 def test_health_and_reflection(student: Server) -> None:
+    """A stream of reflection stays open meanwhile, as that of grpcurl does."""
     for path in ("/health", "/ping", "/v2/health/live", "/v2/health/ready"):
         assert httpx.get(student.rest + path, timeout=LIMIT_S).status_code == 200, path
+    asked: SimpleQueue[Any] = SimpleQueue()
+    asked.put(reflection_pb2.ServerReflectionRequest(list_services=""))
     with grpc.insecure_channel(student.grpc) as channel:
+        reflection: Any = reflection_pb2_grpc.ServerReflectionStub
+        stream = reflection(channel).ServerReflectionInfo(iter(asked.get, None), timeout=LIMIT_S)
+        listed = next(stream)
         health: Any = health_pb2_grpc.HealthStub(channel)
         for name in ("", "tipserve.v1.EncoderService"):
             request = health_pb2.HealthCheckRequest(service=name)
             answer = health.Check(request, timeout=LIMIT_S)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
-        asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-        reflection: Any = reflection_pb2_grpc.ServerReflectionStub
-        (listed,) = reflection(channel).ServerReflectionInfo(asked, timeout=LIMIT_S)
+        assert stream.is_active(), "no check waits until a stream of reflection has ended"
+        asked.put(None)
     services = {service.name for service in listed.list_services_response.service}
     assert {"tipserve.v1.EncoderService", "inference.GRPCInferenceService"} <= services
     assert student.metric("tipserve_requests_total") > 0

@@ -58,6 +58,7 @@ class RequestImage:
         size_hw: Height and width.
         num_patches: At each size; of a cached image only the first is right.
         encoded: Its outputs at each size; None until they are known.
+        missing: Indices of the sizes that are not cached.
         key: Of the usual size; None if the cache does not keep it.
         decoding_bytes: Memory for decoding it; 0 if that is little.
     """
@@ -66,13 +67,9 @@ class RequestImage:
     size_hw: tuple[int, int]
     num_patches: Sequence[int]
     encoded: list[EncodedImage | None]
+    missing: list[int]
     key: ImageKey | None
     decoding_bytes: int = 0
-
-    @property
-    def missing(self) -> list[int]:
-        """Indices of the sizes that are not known yet."""
-        return [k for k, image in enumerate(self.encoded) if image is None]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -218,8 +215,8 @@ class ImagePipeline:
             )
             for rule in job.rules
         ]
-        known, num_bytes = found[0], 0
-        if known is not None and None not in found:
+        known, missing, num_bytes = found[0], [k for k, f in enumerate(found) if f is None], 0
+        if known is not None and not missing:
             size_hw, counts = known.size_hw, [math.prod(known.grid_hw)]
         elif isinstance(image, ServiceError):
             raise image
@@ -231,6 +228,7 @@ class ImagePipeline:
             size_hw=size_hw,
             num_patches=counts,
             encoded=found,
+            missing=missing,
             key=key,
             decoding_bytes=num_bytes,
         )

@@ -201,6 +201,7 @@ async def test_the_class_model_stands_for_the_classes_of_the_package(core: Core)
         ({"background_level": 0.5}, "background_level"),
         ({"quality": "fast"}, "quality"),
         ({"resolution": 42}, "resolution"),
+        ({"include_all_scores": True}, "include_scores"),
     ],
 )
 async def test_options_that_the_own_classes_do_not_take_are_refused(
@@ -403,13 +404,6 @@ async def test_cosines_of_all_classes_have_the_scores_as_their_maximum(
         chosen_HW = np.take_along_axis(mask.cosines_KHW, mask.labels_HW[None] - 1, axis=0)[0]
         np.testing.assert_allclose(chosen_HW, mask.scores_HW, rtol=1e-5, atol=1e-6)
         assert (await core.ask(capability, *images)).segmentations[0].cosines_KHW is None
-
-
-async def test_a_dense_head_has_no_cosines(core: Core) -> None:
-    with pytest.raises(InvalidRequest, match="include_scores: a dense head has logits"):
-        await core.ask(
-            ("segment_images", SegmentImagesRequest, OWN, ""), core.image(), include_all_scores=True
-        )
 
 
 @pytest.mark.parametrize("quality", ["published", "fast", "fine"])

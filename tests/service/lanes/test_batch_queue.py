@@ -13,7 +13,7 @@ from service.lanes.batch_queue import PRIORITY_STEP_S as STEP_S
 from service.lanes.batch_queue import BatchQueue
 from service.lanes.work import BatchLimits, Bucket, WorkItem
 from service.monitoring.metrics import Metrics
-from tests.service.conftest import WAIT_S, Clock
+from tests.service.conftest import WAIT_S, Clock, sample
 
 SMALL = Bucket("image", (28, 28))
 WIDE = Bucket("image", (28, 56))
@@ -35,10 +35,6 @@ def numbers(queue: BatchQueue) -> list[int]:
     return [] if batch is None else [int(one.payload[0]) for one in batch.items]
 
 
-def abandoned(metrics: Metrics, reason: str) -> float | None:
-    return metrics.registry.get_sample_value("tipserve_abandoned_total", {"reason": reason})
-
-
 def test_the_oldest_bucket_goes_first_and_shapes_never_mix(queue: BatchQueue) -> None:
     queue.put([item(WIDE, number=1), item(SMALL, number=2), item(WIDE, number=3)])
     assert [numbers(queue) for _ in range(3)] == [[1, 3], [2], []]
@@ -52,7 +48,7 @@ def test_an_expired_item_is_answered_and_not_computed(
     assert numbers(queue) == [2]
     assert isinstance(late.error, DeadlineExceeded)
     assert other.state == "running"
-    assert abandoned(metrics, "deadline") == 1
+    assert sample(metrics, "abandoned_total", reason="deadline") == 1
 
 
 def test_an_item_rises_a_priority_level_with_every_step_of_waiting(

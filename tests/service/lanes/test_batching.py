@@ -14,7 +14,7 @@ from service.lanes.batching import Batcher, HealthLimits, LaneState, LaneWorker
 from service.lanes.lane import Inputs, Lane
 from service.lanes.work import BatchLimits, Bucket, ItemFuture, Outputs, WorkItem
 from service.monitoring.metrics import Metrics
-from tests.service.conftest import WAIT_S, Clock
+from tests.service.conftest import WAIT_S, Clock, sample
 
 IMAGE, TEXT = Bucket("image", (28, 28)), Bucket("text", (8,))
 LIMITS = BatchLimits(max_items=4, max_cost=100)
@@ -126,8 +126,8 @@ def test_an_idle_lane_takes_all_waiting_items(
     results = [settled(f).result().outputs["y"][0] for f in first + others]
     assert results == [2, 4, 6, 8]
     assert runner.batches == [[1], [2, 3, 4]]
-    assert metrics.registry.get_sample_value("tipserve_batch_images_sum") == 4
-    assert metrics.registry.get_sample_value("tipserve_batch_patches_count") == 2
+    assert sample(metrics, "batch_images_sum") == 4
+    assert sample(metrics, "batch_patches_count") == 2
 
 
 def test_a_batch_is_interrupted_once_its_last_caller_has_left(
@@ -143,8 +143,7 @@ def test_a_batch_is_interrupted_once_its_last_caller_has_left(
     (next_one,) = batcher.queue.put(items(3))
     assert settled(next_one).result().outputs["y"][0] == 6
     assert all(isinstance(settled(f).error, InternalError) for f in (one, two))
-    abandoned = {"reason": "interrupted"}
-    assert metrics.registry.get_sample_value("tipserve_abandoned_total", abandoned) == 2
+    assert sample(metrics, "abandoned_total", reason="interrupted") == 2
 
 
 def test_a_running_batch_of_texts_is_completed_for_the_cache(

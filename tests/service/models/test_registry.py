@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 
 from model.package import PackageError
 from service.admission import Admission
-from service.call import Call
 from service.data_plane import DataPlane
 from service.errors import InternalError, InvalidRequest, ModelNotFound, Unavailable
 from service.messages import EmbedTextsRequest
@@ -21,7 +19,7 @@ from service.models.registry import ModelRegistry, ModelRepository, ModelState
 from service.models.served_model import ServedModel
 from service.monitoring.metrics import Metrics
 from service.waiting import Pool
-from tests.service.conftest import WAIT_S, FakeRuntime, until
+from tests.service.conftest import WAIT_S, FakeRuntime, call, sample, until
 
 Ask = Callable[..., Awaitable[str]]
 
@@ -100,8 +98,8 @@ def ask(registry: ModelRegistry, make_settings: Any, metrics: Metrics) -> Ask:
     plane = DataPlane(admission, registry, limits=limits, max_image_patches=64, pool=pool)
 
     async def embed(model: str | None = None) -> str:
-        call = Call(request_id="test", deadline=time.monotonic() + WAIT_S)
-        return (await plane.embed_texts(EmbedTextsRequest(texts=("dog",), model=model), call)).model
+        request = EmbedTextsRequest(texts=("dog",), model=model)
+        return (await plane.embed_texts(request, call())).model
 
     return embed
 
@@ -150,11 +148,10 @@ async def test_metrics_show_served_models_only(
     for name in ("a", "a", "b"):
         registry.put(loader.make(name))
     assert described() == ["a", "b"]
-    lanes = {"model": "a", "state": "ready"}
-    assert metrics.registry.get_sample_value("tipserve_lanes", lanes) == 1
+    assert sample(metrics, "lanes", model="a", state="ready") == 1
     registry.remove("a")
     assert described() == ["b"]
-    assert metrics.registry.get_sample_value("tipserve_lanes", lanes) is None
+    assert sample(metrics, "lanes", model="a", state="ready") == 0
 
 
 async def test_a_swap_finishes_requests_on_the_old_model(

@@ -28,7 +28,7 @@ from service.models.texts import (
     TextEmbeddings,
 )
 from service.monitoring.metrics import Metrics
-from tests.service.conftest import WAIT_S, Entered, FakeRuntime, until
+from tests.service.conftest import WAIT_S, Entered, FakeRuntime, sample, until
 
 PROMPTS = ("a", "b", "c", "d")
 ENTRY_BYTES = sys.getsizeof("a") + 4 + ENTRY_OVERHEAD_BYTES
@@ -174,10 +174,6 @@ def encode(model: ServedModel, pool: ThreadPoolExecutor) -> Encode:
     return start
 
 
-def sample(metrics: Metrics, name: str, **labels: str) -> float:
-    return metrics.registry.get_sample_value(f"tipserve_{name}_total", labels) or 0.0
-
-
 async def test_prompts_without_a_waiter_leave_the_queue(
     encode: Encode, runtime: FakeRuntime, metrics: Metrics, entered: Entered
 ) -> None:
@@ -186,15 +182,15 @@ async def test_prompts_without_a_waiter_leave_the_queue(
     assert await entered()
     leaving = [encode({"dog": "texts[0]", "cat": "texts[1]"}) for _ in "ab"]
 
-    def depth() -> float | None:
-        return metrics.registry.get_sample_value("tipserve_queue_depth", {"bucket": "text 8"})
+    def depth() -> float:
+        return sample(metrics, "queue_depth", bucket="text 8")
 
     await until(lambda: depth() == 2)
     for request, left in zip(leaving, (2, 0), strict=True):
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)
-        assert (depth() or 0) == left
-    assert sample(metrics, "abandoned", reason="cancelled") == 2
+        assert depth() == left
+    assert sample(metrics, "abandoned_total", reason="cancelled") == 2
     runtime.gate.set()
     await busy
     assert runtime.num_texts == 1
@@ -211,7 +207,7 @@ async def test_a_blank_prompt_is_reported_under_the_field_of_each_request(
             encode({"\u200b": "texts[4]"}, busy),
             encode({"dog": "texts[0]"}, busy),
         ]
-        await until(lambda: sample(metrics, "text_cache_coalesced") == 2)
+        await until(lambda: sample(metrics, "text_cache_coalesced_total") == 2)
         held.set()
         first, second, third = await asyncio.gather(*requests, return_exceptions=True)
     assert isinstance(first, InvalidRequest)
@@ -229,7 +225,7 @@ async def test_every_request_gets_its_own_error_which_is_not_cached(
     first = encode({"dog": "texts[0]"})
     assert await entered()
     second = encode({"dog": "texts[0]"})
-    await until(lambda: sample(metrics, "text_cache_coalesced") == 1)
+    await until(lambda: sample(metrics, "text_cache_coalesced_total") == 1)
     runtime.fault = "raise"
     runtime.gate.set()
     one, two = await asyncio.gather(first, second, return_exceptions=True)

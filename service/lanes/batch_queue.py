@@ -20,7 +20,7 @@ from typing import Final
 
 from service.call import Clock, deadline_exceeded
 from service.errors import ServiceError, Unavailable
-from service.lanes.work import Batch, BatchLimits, Bucket, ItemFuture, Kind, WorkItem
+from service.lanes.work import Batch, BatchLimits, Bucket, ItemFuture, WorkItem
 from service.monitoring.metrics import Metrics, ModelCounter
 
 # Waiting time after which an item counts as one priority level higher.
@@ -77,7 +77,7 @@ class BatchQueue:
     """Waiting items of all buckets. Thread-safe; has no threads of its own.
 
     Args:
-        limits: Limits of a batch, by kind.
+        limits: Limits of a batch.
         metrics: Counts abandoned items.
         clock: Monotonic seconds.
         split_evenly: Whether lanes that are idle at the same time split the waiting items; if not,
@@ -86,7 +86,7 @@ class BatchQueue:
 
     def __init__(
         self,
-        limits: Mapping[Kind, BatchLimits],
+        limits: BatchLimits,
         metrics: Metrics,
         clock: Clock,
         *,
@@ -216,10 +216,10 @@ class BatchQueue:
         picked: list[WorkItem] = []
         expired: list[WorkItem] = []
         while (item := self._first(picked[0].bucket if picked else None, now)) is not None:
-            limits = self._limits[item.bucket.kind]
             if not picked:
                 most_items = self._most_items(item.bucket)
-            if len(picked) >= most_items or not limits.fits(len(picked) + 1, cost + item.cost):
+            num_items, kind = len(picked) + 1, item.bucket.kind
+            if num_items > most_items or not self._limits.fits(kind, num_items, cost + item.cost):
                 break
             # False if the caller has cancelled; from here on it can no longer cancel.
             is_running = item.future.start()

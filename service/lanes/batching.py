@@ -27,7 +27,7 @@ from service.errors import (
 )
 from service.lanes.batch_queue import BatchQueue
 from service.lanes.lane import Lane, collate
-from service.lanes.work import Batch, BatchLimits, Completed, Kind, Outputs
+from service.lanes.work import Batch, BatchLimits, Completed, Outputs
 from service.machine import work_in_background
 from service.monitoring.metrics import Metrics
 from service.tracing import BatchRun
@@ -74,7 +74,7 @@ class Batcher:
         self,
         lanes: Sequence[Lane],
         *,
-        limits: Mapping[Kind, BatchLimits],
+        limits: BatchLimits,
         metrics: Metrics,
         health: HealthLimits | None = None,
         split_evenly: bool = False,

@@ -9,14 +9,12 @@ further threads of the lanes.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Final
 
-from model.graphs import DENSE_TASKS
 from model.package import ModelPackage
 from model.runtime.choice import RuntimeChoice
 from model.runtime.loaded_graphs import loaded_bytes
-from service.lanes.work import BatchLimits, Bucket, Kind, image_kind
+from service.lanes.work import Bucket, image_work
 
 MAX_LANES: Final = 8
 # One lane copies its images to the device while the other computes.
@@ -30,17 +28,6 @@ MEMORY_PART: Final = 0.5
 IMAGE_FACTOR: Final = 160
 # Batch sizes double as long as the time of an image falls at least to this part.
 WORTHWHILE: Final = 0.95
-MAX_BATCH_TEXTS: Final = 64
-# A dense head needs about as much time and memory as the backbone before it, so that its batches
-# hold half as many images.
-IMAGE_WORK: Final[Mapping[Kind, int]] = {
-    **dict.fromkeys(DENSE_TASKS, 2),
-    **{
-        image_kind(tasks): 1 + num_tasks
-        for num_tasks in range(len(DENSE_TASKS) + 1)
-        for tasks in combinations(DENSE_TASKS, num_tasks)
-    },
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +90,7 @@ def patches_within(
     shape of a kind shows the growth best: in small shapes a constant part dominates.
     """
     largest = {b.kind: b for b in sorted((b for b in peaks if peaks[b]), key=num_patches)}
-    per_patch = [peaks[b] / num_patches(b) / IMAGE_WORK[kind] for kind, b in largest.items()]
+    per_patch = [peaks[b] / num_patches(b) / image_work(kind) for kind, b in largest.items()]
     return int(budget_bytes / max(1.0, *per_patch)) if per_patch else None
 
 
@@ -123,22 +110,3 @@ def find_batch_size(run: Callable[[int], float | None], most: int) -> int:
             break
         size, image_s = 2 * size, seconds / (2 * size)
     return size
-
-
-def batch_limits(
-    max_images: int, max_patches: int, fitting: int | None, max_tokens: int
-) -> dict[Kind, BatchLimits]:
-    """Limits of a batch, by kind.
-
-    Args:
-        max_images: Most images to embed.
-        max_patches: Most patches of images to embed.
-        fitting: Patches that fit the memory of a lane; None if unknown.
-        max_tokens: Most tokens of texts.
-    """
-    most = max_patches if fitting is None else min(max_patches, fitting)
-    limits: dict[Kind, BatchLimits] = {
-        kind: BatchLimits(max_items=max(1, max_images // work), max_cost=most // work)
-        for kind, work in IMAGE_WORK.items()
-    }
-    return limits | {"text": BatchLimits(max_items=MAX_BATCH_TEXTS, max_cost=max_tokens)}

@@ -33,6 +33,7 @@ Kind = (
 )
 Outputs = Mapping[str, NDArray[np.float32]]
 ItemState = Literal["waiting", "running", "cancelled", "done"]
+MAX_BATCH_TEXTS: Final = 64
 OVER: Final = frozenset[ItemState]({"cancelled", "done"})
 
 
@@ -61,16 +62,36 @@ class Bucket(NamedTuple):
         return self.kind != "text"
 
 
+def image_work(kind: Kind) -> int:
+    """Time and memory of an image, as a multiple of those of its embedding.
+
+    A dense head needs about as much as the backbone before it.
+    """
+    return 1 + kind.count("+") if kind.startswith("image") else 2
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimits:
-    """Limits of one batch: items, and their cost in patches or tokens."""
+    """Limits of one batch.
 
-    max_items: int
-    max_cost: int
+    Attributes:
+        max_images: Most images to embed; with dense heads fewer, and so of their patches.
+        max_patches: Most patches of images to embed.
+        max_tokens: Most tokens of texts.
+    """
 
-    def fits(self, num_items: int, cost: int) -> bool:
+    max_images: int
+    max_patches: int
+    max_tokens: int
+
+    def fits(self, kind: Kind, num_items: int, cost: int) -> bool:
         """Whether a batch may have this size; a single item always fits."""
-        return num_items <= 1 or (num_items <= self.max_items and cost <= self.max_cost)
+        if num_items <= 1:
+            return True
+        if kind == "text":
+            return num_items <= MAX_BATCH_TEXTS and cost <= self.max_tokens
+        work = image_work(kind)
+        return num_items * work <= self.max_images and cost * work <= self.max_patches
 
 
 @dataclass(slots=True, kw_only=True)

@@ -43,12 +43,11 @@ from service.lanes.sizing import (
     MAX_LANES,
     MEMORY_PART,
     LanePlan,
-    batch_limits,
     find_batch_size,
     patches_within,
     plan_lanes,
 )
-from service.lanes.work import Bucket, Kind
+from service.lanes.work import BatchLimits, Bucket, Kind
 from service.machine import (
     GpuMeter,
     PeakMeter,
@@ -84,6 +83,8 @@ MAX_BATCH_IMAGES: Final = 64
 WARM_UP_LIMIT_S: Final = 2.0
 # Runs of each batch size; the fastest counts, since other processes only slow a run down.
 MAX_RUNS: Final = 3
+# Before batches are measured.
+ONE_BY_ONE: Final = BatchLimits(max_images=1, max_patches=0, max_tokens=0)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -98,9 +99,7 @@ class LoadedLanes:
         lanes: The lanes, at first one.
         seconds: Of the first image or text of each shape that ran.
         peaks: Memory of one image of each shape that ran; empty if unknown.
-        max_images: Most images to embed in a batch.
-        max_patches: Most patches of an image batch, by settings.
-        fitting: Patches of a batch that fit the memory of a lane; None if unknown.
+        limits: Of batches.
     """
 
     package: ModelPackage
@@ -110,9 +109,7 @@ class LoadedLanes:
     lanes: list[Lane] = field(default_factory=list)
     seconds: dict[Bucket, float] = field(default_factory=dict)
     peaks: dict[Bucket, int] = field(default_factory=dict)
-    max_images: int = 1
-    max_patches: int = 0
-    fitting: int | None = None
+    limits: BatchLimits = ONE_BY_ONE
 
     @property
     def largest_bytes(self) -> int:
@@ -264,13 +261,13 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
     with ThreadPoolExecutor(1 if source.is_background else max(1, num_others)) as loaders:
         loaded.lanes += loaders.map(load_lane, range(num_others))
     source.check()
-    _find_batch_size(loaded, free_bytes)
+    loaded.limits = find_limits(loaded, free_bytes)
     for lane in loaded.lanes:
         lane.runtime.release_idle_memory()
     fields = {
         "lanes": len(loaded.lanes),
         "threads_per_lane": loaded.plan.num_threads,
-        "max_batch_images": loaded.max_images,
+        "max_batch_images": loaded.limits.max_images,
         "seconds": {bucket.label: round(s, 6) for bucket, s in loaded.seconds.items()},
         "peak_bytes": {bucket.label: peak for bucket, peak in loaded.peaks.items()},
     }
@@ -417,39 +414,39 @@ def natives(buckets: Sequence[Bucket]) -> dict[Kind, Bucket]:
     return {bucket.kind: bucket for bucket in reversed(buckets)}
 
 
-def _find_batch_size(loaded: LoadedLanes, free_bytes: int | None) -> None:
+def find_limits(loaded: LoadedLanes, free_bytes: int | None) -> BatchLimits:
     """Find the number of images and patches in a batch, on the first lane, if they are not set."""
     manifest, settings, native = loaded.package.manifest, loaded.settings, loaded.native
+    most_patches, fitting = settings.max_batch_patches, None
     if free_bytes is not None:
         lane_bytes = int(free_bytes * MEMORY_PART) // len(loaded.lanes)
-        loaded.fitting = patches_within(lane_bytes, loaded.peaks, partial(item_cost, manifest))
-    loaded.max_patches = settings.max_batch_patches
-    # The default is four images of 448 x 448: it does not bind a GPU whose memory was measured.
-    has_most = loaded.has_max_batch_patches
-    if loaded.choice.device == "gpu" and loaded.fitting is not None and not has_most:
-        loaded.max_patches = settings.max_queue_patches
-    if settings.max_batch_images is not None:
-        loaded.max_images = settings.max_batch_images
-        return
-    within = min(
-        loaded.max_patches, loaded.max_patches if loaded.fitting is None else loaded.fitting
+        fitting = patches_within(lane_bytes, loaded.peaks, partial(item_cost, manifest))
+    if fitting is not None:
+        # The default is four images of 448 x 448: it does not bind a GPU whose memory was measured.
+        if loaded.choice.device == "gpu" and not loaded.has_max_batch_patches:
+            most_patches = settings.max_queue_patches
+        most_patches = min(most_patches, fitting)
+    most_images = settings.max_batch_images
+    if most_images is None:
+        until = time.monotonic() + WARM_UP_LIMIT_S
+
+        def run(num_images: int) -> float | None:
+            seconds: list[float] = []
+            while len(seconds) < MAX_RUNS and time.monotonic() < until:
+                seconds.append(loaded.lanes[0].run_synthetic(native, num_images))
+            if seconds and num_images == 1:
+                loaded.seconds[native] = min(seconds)
+            return min(seconds, default=None)
+
+        most = max(1, min(MAX_BATCH_IMAGES, most_patches // item_cost(manifest, native)))
+        most_images = find_batch_size(run, most)
+        # More patches than those of a full batch of the native size make an image no cheaper, and
+        # later requests wait for all of them.
+        native_patches = (manifest.native_size // manifest.patch_size) ** 2
+        most_patches = min(most_patches, most_images * native_patches)
+    return BatchLimits(
+        max_images=most_images, max_patches=most_patches, max_tokens=settings.max_batch_patches
     )
-    until = time.monotonic() + WARM_UP_LIMIT_S
-
-    def run(num_images: int) -> float | None:
-        seconds: list[float] = []
-        while len(seconds) < MAX_RUNS and time.monotonic() < until:
-            seconds.append(loaded.lanes[0].run_synthetic(native, num_images))
-        if seconds and num_images == 1:
-            loaded.seconds[native] = min(seconds)
-        return min(seconds, default=None)
-
-    most = max(1, min(MAX_BATCH_IMAGES, within // item_cost(manifest, native)))
-    loaded.max_images = find_batch_size(run, most)
-    # More patches than those of a full batch of the native size make an image no cheaper, and later
-    # requests wait for all of them.
-    native_patches = (manifest.native_size // manifest.patch_size) ** 2
-    loaded.max_patches = min(loaded.max_patches, loaded.max_images * native_patches)
 
 
 def served_buckets(manifest: Manifest, max_patches: int) -> list[Bucket]:
@@ -502,12 +499,9 @@ def _serve(
     """Start the batcher over warmed lanes."""
     manifest, lanes = package.manifest, loaded.lanes
     runtime = lanes[0].runtime
-    limits = batch_limits(
-        loaded.max_images, loaded.max_patches, loaded.fitting, settings.max_batch_patches
-    )
     batcher = Batcher(
         lanes,
-        limits=limits,
+        limits=loaded.limits,
         # Lanes of a CPU run in parallel, and a large batch is no cheaper than small ones.
         split_evenly=runtime.device == "cpu",
         metrics=metrics,
@@ -522,7 +516,7 @@ def _serve(
         device=runtime.device,
         runtime_reason=loaded.choice.reason,
         limits=request_limits(settings),
-        buckets=bucket_limits(manifest, loaded, limits["image"].max_cost),
+        buckets=bucket_limits(loaded),
         tasks=served_tasks(manifest, runtime),
         parity=loaded.parity,
         words=words,
@@ -539,15 +533,13 @@ def _serve(
     )
 
 
-def bucket_limits(
-    manifest: Manifest, loaded: LoadedLanes, max_patches: int
-) -> tuple[BucketLimits, ...]:
+def bucket_limits(loaded: LoadedLanes) -> tuple[BucketLimits, ...]:
     """Measurements and batch limit of each served image shape.
 
     The first image of a shape may have waited for a runtime that compiles, so its time counts at
     most as the square of its size; the time of a shape that did not run is estimated.
     """
-    seconds, peaks = loaded.seconds, loaded.peaks
+    manifest, seconds, peaks = loaded.package.manifest, loaded.seconds, loaded.peaks
     native = loaded.native
     limits = []
     for height, width in manifest.shape_buckets:
@@ -560,7 +552,9 @@ def bucket_limits(
             BucketLimits(
                 height=height,
                 width=width,
-                max_batch_images=max(1, min(loaded.max_images, max_patches // cost)),
+                max_batch_images=max(
+                    1, min(loaded.limits.max_images, loaded.limits.max_patches // cost)
+                ),
                 run_s=round(run_s, 6),
                 peak_bytes=peaks.get(bucket),
             )

@@ -22,7 +22,6 @@ from service.call import Call
 from service.data_plane import DataPlane
 from service.lanes.batching import Batcher, HealthLimits
 from service.lanes.lane import Lane
-from service.lanes.sizing import IMAGE_WORK
 from service.lanes.work import BatchLimits, Bucket
 from service.messages import ModelInfo, RequestLimits
 from service.models.conversion import ModelSource
@@ -259,7 +258,9 @@ def serve_fake(manifest: Manifest) -> Callable[..., ServedModel]:
         settings: Settings, metrics: Metrics, runtime: FakeRuntime, name: str | None = None
     ) -> ServedModel:
         limits = BatchLimits(
-            max_items=settings.max_batch_images or 4, max_cost=settings.max_batch_patches
+            max_images=settings.max_batch_images or 4,
+            max_patches=settings.max_batch_patches,
+            max_tokens=settings.max_batch_patches,
         )
         lane = Lane(
             runtime,
@@ -272,8 +273,7 @@ def serve_fake(manifest: Manifest) -> Callable[..., ServedModel]:
             hang_limit_s=settings.watchdog_hang_limit_s,
             retry_s=runtime.retry_s,
         )
-        by_kind = dict.fromkeys((*IMAGE_WORK, "text"), limits)
-        batcher = Batcher([lane], limits=by_kind, metrics=metrics, health=health)
+        batcher = Batcher([lane], limits=limits, metrics=metrics, health=health)
         batcher.start()
         info = ModelInfo(
             manifest=manifest.model_copy(update={"name": name or manifest.name}),

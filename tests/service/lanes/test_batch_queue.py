@@ -17,12 +17,12 @@ from tests.service.conftest import WAIT_S, Clock, sample
 
 SMALL = Bucket("image", (28, 28))
 WIDE = Bucket("image", (28, 56))
-LIMITS = BatchLimits(max_items=3, max_cost=20)
+LIMITS = BatchLimits(max_images=3, max_patches=20, max_tokens=20)
 
 
 @pytest.fixture
 def queue(metrics: Metrics, clock: Clock) -> BatchQueue:
-    return BatchQueue({"image": LIMITS}, metrics, clock)
+    return BatchQueue(LIMITS, metrics, clock)
 
 
 def item(bucket: Bucket = SMALL, *, number: int = 0, **fields: Any) -> WorkItem:
@@ -90,8 +90,8 @@ def test_a_long_queue_of_one_caller_does_not_outrank_another_caller(
 
 
 def test_idle_lanes_split_waiting_items_evenly(metrics: Metrics) -> None:
-    limits = BatchLimits(max_items=8, max_cost=80)
-    queue = BatchQueue({"image": limits}, metrics, time.monotonic, split_evenly=True)
+    limits = BatchLimits(max_images=8, max_patches=80, max_tokens=80)
+    queue = BatchQueue(limits, metrics, time.monotonic, split_evenly=True)
     sizes: list[int] = []
 
     def take() -> None:

@@ -17,7 +17,7 @@ from service.monitoring.metrics import Metrics
 from tests.service.conftest import WAIT_S, Clock, sample
 
 IMAGE, TEXT = Bucket("image", (28, 28)), Bucket("text", (8,))
-LIMITS = BatchLimits(max_items=4, max_cost=100)
+LIMITS = BatchLimits(max_images=4, max_patches=100, max_tokens=100)
 HANG_LIMIT_S = 30.0
 
 
@@ -71,7 +71,7 @@ def runner() -> Runner:
 
 @pytest.fixture
 def batcher(runner: Runner, metrics: Metrics) -> Iterator[Batcher]:
-    made = Batcher([runner], limits={"image": LIMITS, "text": LIMITS}, metrics=metrics)
+    made = Batcher([runner], limits=LIMITS, metrics=metrics)
     made.start()
     yield made
     runner.gate.set()
@@ -82,7 +82,7 @@ def batcher(runner: Runner, metrics: Metrics) -> Iterator[Batcher]:
 def worker(runner: Runner, metrics: Metrics, clock: Clock) -> LaneWorker:
     """A worker that the test drives, with a clock that the test sets."""
     health = HealthLimits(trial_interval_s=10, hang_limit_s=HANG_LIMIT_S, retry_s=2.0)
-    made = Batcher([runner], limits={"image": LIMITS}, metrics=metrics, health=health, clock=clock)
+    made = Batcher([runner], limits=LIMITS, metrics=metrics, health=health, clock=clock)
     runner.gate.set()
     return made.workers[0]
 

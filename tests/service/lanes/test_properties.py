@@ -24,7 +24,7 @@ from service.lanes.work import OVER, BatchLimits, Bucket, ItemFuture, Outputs, W
 from service.monitoring.metrics import Metrics
 
 SMALL, WIDE, TEXT = Bucket("image", (28, 28)), Bucket("image", (28, 56)), Bucket("text", (8,))
-LIMITS = BatchLimits(max_items=3, max_cost=20)
+LIMITS = BatchLimits(max_images=3, max_patches=20, max_tokens=20)
 Outcome = Literal["good", "raises", "short", "long"]
 OUTCOMES = st.sampled_from(["good", "good", "good", "raises", "short", "long"])
 
@@ -80,7 +80,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.lanes = [ScriptedLane(self.begin_batch) for _ in range(num_lanes)]
         self.batcher = Batcher(
             self.lanes,
-            limits={"image": LIMITS, "text": LIMITS},
+            limits=LIMITS,
             metrics=Metrics(),
             health=HealthLimits(retry_s=0.0),
             clock=lambda: self.now,
@@ -151,7 +151,7 @@ class EngineMachine(RuleBasedStateMachine):
             worker.is_sound()
         else:
             assert {item.bucket for item in batch.items} == {batch.bucket}
-            assert len(batch.items) == 1 or LIMITS.fits(len(batch.items), batch.cost)
+            assert LIMITS.fits(batch.bucket.kind, len(batch.items), batch.cost)
             if not worker.run(batch):
                 worker.is_sound()
             assert all(item.future.state in OVER for item in batch.items)

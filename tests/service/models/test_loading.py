@@ -18,7 +18,6 @@ from model.runtime.base import UnusableRuntimeError, VisionOutput
 from model.runtime.choice import RuntimeChoice
 from service import machine as service_machine
 from service.lanes import sizing
-from service.lanes.sizing import batch_limits
 from service.lanes.work import Bucket
 from service.models import loading
 from service.models.conversion import ModelSource
@@ -156,8 +155,7 @@ def test_lanes_and_batches_fit_the_memory_that_the_first_lane_uses(machine: Mach
     assert [runtime.num_released for runtime in machine.loaded] == [1, 1, 1, 1]
     assert loaded.largest_bytes == 72 * MB
     # An eighth of it is each lane's own; 28 x 42 pixels are 6 patches and take 72 MiB.
-    assert loaded.fitting is not None
-    assert 500 < loaded.fitting < 1100
+    assert 500 < machine.load(max_batch_images=64).limits.max_patches < 1100
     machine.free_bytes = 400 * MB
     assert len(machine.load().lanes) == 2, "the estimate was too low"
     # Two processes that load at the same time have half of the memory each.
@@ -186,7 +184,7 @@ def test_slow_heads_run_on_the_first_lane_in_their_native_shape(
     machine.tasks, machine.manifest = DENSE_TASKS, manifest.model_copy(update=SHAPES)
     loaded = machine.load(lanes=2, max_batch_images=1)
     assert [runtime.maps for runtime in machine.loaded] == [maps, []]
-    seconds = {b.height: b.run_s for b in bucket_limits(machine.manifest, loaded, 4096)}
+    seconds = {b.height: b.run_s for b in bucket_limits(loaded)}
     if not limit_s:  # the shape between the two that ran is estimated
         assert seconds[56] == pytest.approx(2 * seconds[28], abs=1e-5)
 
@@ -217,9 +215,9 @@ def test_batches_on_a_gpu_fit_its_free_memory(
     shapes = {"shape_buckets": [(224, 224)], "native_size": 224, "max_size": 224}
     machine.manifest = machine.manifest.model_copy(update=shapes)
     loaded = machine.load(**given)
-    assert loaded.max_images == most_images
-    limits = batch_limits(most_images, loaded.max_patches, loaded.fitting, 4096)["image"]
-    assert max(1, min(limits.max_items, limits.max_cost // 256)) == most_images
+    assert loaded.limits.max_images == most_images
+    fits = [loaded.limits.fits("image", n, n * 256) for n in (most_images, most_images + 1)]
+    assert fits == [True, False]
     for lane in loaded.lanes:
         lane.run_synthetic(Bucket("image", (224, 224)), most_images)
     if free_mb == 600:

@@ -33,7 +33,7 @@ from training.inputs.scenes import SceneInputs
 from training.methods.base import Method, Step
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.optim import build_optimizers
-from training.recipes import first_light
+from training.recipes import bundled
 from training.run import new_model
 from training.trainer import Trainer
 
@@ -92,7 +92,7 @@ class Alternating:
 
 def build_config(options: argparse.Namespace, folder: Path) -> TrainingConfig:
     """Return the small teacher's recipe in its longest stage, with the patch loss throughout."""
-    recipe = first_light.teacher()
+    recipe = bundled.teacher()
     assert isinstance(recipe.method, PretrainConfig)
     assert isinstance(recipe.data, DataConfig)
     data = replace(recipe.data, folder=options.data, stages=recipe.data.stages[-1:], num_workers=0)

@@ -1,7 +1,7 @@
 """Checkpoints of a run: one folder each, complete or absent.
 
     checkpoints/step-00001200/
-        checkpoint.json      format version, step, ranks and optimizer
+        checkpoint.json      format version, step, ranks and optimizers
         state/               model, heads, averages, centre and optimizer state, through
                              torch.distributed.checkpoint: each rank writes its own part
 
@@ -29,16 +29,15 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from model.files import atomic_file, rename, sync_tree
-from training.distributed import is_first_rank, wait_for_all
+from training.distributed import is_first_rank, num_ranks, wait_for_all
 
 Optimizers = Sequence[torch.optim.Optimizer]
 
 CHECKPOINT_FOLDER = "checkpoints"
+HEADER_FILE = "checkpoint.json"
 FORMAT_VERSION = 3
-"""Version 2 had the model in a file of its own, version 1 learnt the temperature itself."""
 _MODEL_PREFIX, _OPTIMIZER_PREFIX = "model.", "optimizer."
 _PARTIAL = ".partial-"
-HEADER_FILE = "checkpoint.json"
 _STATE = "state"
 
 
@@ -86,9 +85,9 @@ class CheckpointWriter:
         self.finish()
         final, partial = self._root / f"step-{step:08d}", self._root / f"{_PARTIAL}{step:08d}"
         if is_first_rank():
-            self._root.mkdir(parents=True, exist_ok=True)
-            _remove_partial(self._root)
-            partial.mkdir()
+            for left in self._root.glob(f"{_PARTIAL}*"):
+                shutil.rmtree(left)
+            partial.mkdir(parents=True)
         wait_for_all()
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         state = async_save(
@@ -103,7 +102,7 @@ class CheckpointWriter:
             header = {
                 "format_version": FORMAT_VERSION,
                 "step": step,
-                "num_ranks": dist.get_world_size() if dist.is_initialized() else 1,
+                "num_ranks": num_ranks(),
                 "optimizers": _kinds(optimizers),
             }
             self._pending = self._thread.submit(self._complete, state, header, partial, final)
@@ -122,9 +121,20 @@ class CheckpointWriter:
         (partial / HEADER_FILE).write_text(json.dumps(header) + "\n", encoding="utf-8")
         _publish(partial, final)
         for old in sorted(self._root.glob("step-*"))[: -self._keep]:
-            _remove(old)
+            # Renamed first, so that a half-deleted checkpoint is never found.
+            leaving = old.rename(old.with_name(f"{_PARTIAL}{old.name}"))
+            shutil.rmtree(leaving)
         if self._copy is not None:
             self._copy(final)
+
+
+def _publish(partial: Path, final: Path) -> None:
+    """Rename a complete checkpoint once its files are on disk."""
+    sync_tree(partial)
+    if final.exists():  # the same step of the same run, with the same content
+        shutil.rmtree(partial)
+    else:
+        rename(partial, final)
 
 
 def save_checkpoint(
@@ -150,7 +160,12 @@ def load_checkpoint(run: Path, *, method: nn.Module, optimizers: Optimizers) -> 
     if folder is None:
         return 0
     header = _read_header(folder)
-    _check_optimizers(folder, header, optimizers)
+    if header["optimizers"] != (kinds := _kinds(optimizers)):
+        raise ValueError(
+            f"{folder} was trained by {' and '.join(header['optimizers'])}, not by "
+            f"{' and '.join(kinds)}: set optim.optimizer back, or choose another run by "
+            "--set name=NAME"
+        )
     _load(folder, method, optimizers)
     return int(header["step"])
 
@@ -172,12 +187,10 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
 
 def split_model(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Split a method's state into the model's weights and the rest, which keeps full names."""
-    weights = {
-        name.removeprefix(_MODEL_PREFIX): value
-        for name, value in state.items()
-        if name.startswith(_MODEL_PREFIX)
-    }
-    rest = {name: value for name, value in state.items() if not name.startswith(_MODEL_PREFIX)}
+    weights, rest = dict[str, Tensor](), dict[str, Tensor]()
+    for name, value in state.items():
+        own = name.removeprefix(_MODEL_PREFIX)
+        (rest if own == name else weights)[own] = value
     return weights, rest
 
 
@@ -192,30 +205,15 @@ def _read_header(folder: Path) -> dict[str, Any]:
     return header
 
 
-def _check_optimizers(folder: Path, header: dict[str, Any], optimizers: Optimizers) -> None:
-    if header["optimizers"] != (kinds := _kinds(optimizers)):
-        raise ValueError(
-            f"{folder} was trained by {' and '.join(header['optimizers'])}, not by "
-            f"{' and '.join(kinds)}: set optim.optimizer back, or choose another run by "
-            "--set name=NAME"
-        )
-
-
 def _load(folder: Path, method: nn.Module, optimizers: Optimizers) -> None:
     """Copy a method's state in place, and replace that of its optimizers.
 
     Without optimizers only the saved model is read.
-
-    Raises:
-        ValueError: The state is of another method, or a saved parameter is not trained here.
     """
     reader = FileSystemReader(folder / _STATE)
     prefix = "" if optimizers else _MODEL_PREFIX
-    entries: dict[str, Any] = {
-        name: entry
-        for name, entry in reader.read_metadata().state_dict_metadata.items()
-        if name.startswith(prefix)
-    }
+    saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    entries = {name: entry for name, entry in saved.items() if name.startswith(prefix)}
     moments = {name: entries.pop(name) for name in [*entries] if name.startswith(_OPTIMIZER_PREFIX)}
     state = method.state_dict()
     _check_shapes(folder, entries, state)
@@ -227,7 +225,13 @@ def _load(folder: Path, method: nn.Module, optimizers: Optimizers) -> None:
         if name not in owners:
             raise ValueError(f"the checkpoint trained {name}, which this method does not")
         parameter, optimizer = owners[name]
-        state[key] = optimizer.state[parameter][field] = _buffer(entry, parameter, field)
+        dtype = entry.properties.dtype
+        buffer = (  # sharded like its parameter; optimizers count steps on the CPU
+            torch.zeros(entry.size, dtype=dtype)
+            if field == "step"
+            else torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+        )
+        state[key] = optimizer.state[parameter][field] = buffer
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     load(state, storage_reader=reader, no_dist=not dist.is_initialized())
 
@@ -268,33 +272,3 @@ def _optimizer_tensors(method: nn.Module, optimizers: Optimizers) -> dict[str, T
         for field, value in optimizer.state[parameter].items()
         if isinstance(value, Tensor)
     }
-
-
-def _buffer(entry: Any, parameter: nn.Parameter, field: str) -> Tensor:
-    """Sharded like its parameter; optimizers count steps on the CPU."""
-    dtype = entry.properties.dtype
-    if field == "step":
-        return torch.zeros(entry.size, dtype=dtype)
-    return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
-
-
-def _publish(partial: Path, final: Path) -> None:
-    """Rename a complete checkpoint once its files are on disk."""
-    sync_tree(partial)
-    if final.exists():
-        # The same step of the same run is already saved, with the same content.
-        shutil.rmtree(partial)
-        return
-    rename(partial, final)
-
-
-def _remove(checkpoint: Path) -> None:
-    """Rename first, so that a half-deleted checkpoint is never found."""
-    leaving = checkpoint.with_name(f"{_PARTIAL}{checkpoint.name}")
-    checkpoint.rename(leaving)
-    shutil.rmtree(leaving)
-
-
-def _remove_partial(root: Path) -> None:
-    for left in root.glob(f"{_PARTIAL}*"):
-        shutil.rmtree(left)

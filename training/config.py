@@ -98,12 +98,10 @@ class ViewsConfig:
 
     Attributes:
         folder: Filled by `python -m training data`.
-        size: Side of the images that the student sees.
+        size: Side of the images that the student sees, and of scenes.
         part_size: Views that are computed and kept together.
         num_parts: Parts of the pool, which are computed when a step first needs them.
-        scenes: How scenes are composed, at `size`.
         scenes_share: Share of scenes in a batch; the rest are crops of views.
-        seed: Of the crops.
         num_workers: Processes that prefetch batches; each would keep all views in its memory.
     """
 

@@ -47,22 +47,6 @@ class Labelled:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Fitted:
-    """Result of `fit_head`.
-
-    Attributes:
-        classes_KD: float32 unit vectors.
-        sharpness: Factor of cosines before the softmax.
-        held_out: Scores on images that the vectors were not fitted to, over all folds; None if
-            there are too few images.
-    """
-
-    classes_KD: NDArray[np.float32]
-    sharpness: float
-    held_out: "HeldOut | None"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class HeldOut:
     """Scores of each class in percent: intersection over union, and share of it that is found."""
 
@@ -70,8 +54,12 @@ class HeldOut:
     recall_K: NDArray[np.float64]
 
 
-def fit_head(labelled: Labelled) -> Fitted:
+def fit_head(labelled: Labelled) -> tuple[NDArray[np.float32], float, HeldOut | None]:
     """Fit the vectors of classes; deterministic.
+
+    Returns:
+        float32 unit vectors [K, D], the factor of cosines before the softmax, and scores on images
+        that the vectors were not fitted to, over all folds; None if there are too few images.
 
     Raises:
         ValueError: A class has no embedding.
@@ -80,14 +68,14 @@ def fit_head(labelled: Labelled) -> Fitted:
     torch.set_num_threads(1)
     images = np.unique(labelled.image_P)
     if len(images) < NUM_FOLDS:
-        return Fitted(fit(labelled, DEFAULT_SHARPNESS), DEFAULT_SHARPNESS, None)
+        return fit(labelled, DEFAULT_SHARPNESS), DEFAULT_SHARPNESS, None
     folds = [images[first::NUM_FOLDS] for first in range(NUM_FOLDS)]
     scores = [
         held_out(labelled, folds, sharpness)
         for sharpness in track(SHARPNESS, "fitting, with images held out")
     ]
     best = int(np.argmax([score.iou_K.mean() for score in scores]))
-    return Fitted(fit(labelled, SHARPNESS[best]), SHARPNESS[best], scores[best])
+    return fit(labelled, SHARPNESS[best]), SHARPNESS[best], scores[best]
 
 
 def fit(labelled: Labelled, sharpness: float) -> NDArray[np.float32]:

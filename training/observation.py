@@ -15,6 +15,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 from transformers import Tipsv2Tokenizer
 
+from model.files import atomic_write
 from training.checkpoint import save_atomically, split_model
 from training.distributed import is_first_rank
 from training.evaluate.encoder import load_for_evaluation
@@ -40,9 +41,7 @@ class Log:
         lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         if kept != lines:
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text("".join(kept), encoding="utf-8")
-            temporary.replace(self._path)
+            atomic_write(self._path, "".join(kept))
 
     def append(self, row: Row) -> None:
         """Add a row with the current time."""
@@ -101,11 +100,7 @@ def save_model(folder: Path, method: ParallelMethod, tokenizer: Tipsv2Tokenizer)
 class Observation:
     """Scores a run's model at its validations, and shows its log rows in TensorBoard.
 
-    Args:
-        folder: Of the run.
-        tokenizer: Of its model.
-        benchmarks: Development sets, may be empty.
-        from_step: Completed steps; rows of an earlier start after them are hidden in TensorBoard.
+    Rows of an earlier start after `from_step` are hidden there.
     """
 
     def __init__(

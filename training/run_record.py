@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
@@ -30,25 +30,21 @@ _GIT_TIMEOUT_S = 10
 
 def as_json(value: object) -> Any:
     """A configuration as nested JSON; the class of a dataclass is its "kind"."""
-    if is_dataclass(value) and not isinstance(value, type):
-        parts = {item.name: as_json(getattr(value, item.name)) for item in fields(value)}
-        return {"kind": type(value).__name__, **parts}
-    if isinstance(value, Mapping):
-        return {str(name): as_json(item) for name, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [as_json(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+
+    def plain(part: Any) -> Any:
+        if is_dataclass(part):
+            parts = {item.name: getattr(part, item.name) for item in fields(part)}
+            return {"kind": type(part).__name__, **parts}
+        return str(part)
+
+    return json.loads(json.dumps(value, default=plain))
 
 
 def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         done = subprocess.run(
-            ["git", *arguments],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=_GIT_TIMEOUT_S,
+            command, capture_output=True, text=True, check=True, timeout=_GIT_TIMEOUT_S
         )
     except (OSError, subprocess.SubprocessError):
         return None
@@ -61,7 +57,7 @@ def code_version() -> dict[str, Any]:
     return {"commit": commit, "is_dirty": None if status is None else bool(status)}
 
 
-def digest(paths: list[Path]) -> str:
+def digest(paths: Sequence[Path]) -> str:
     """SHA-256 over names and contents of files, in order of their names; missing ones are skipped.
 
     Of a file above 64 MiB only the size and the first 64 MiB count, so that the digest is cheap for
@@ -86,16 +82,7 @@ def record_start(
     num_ranks: int,
     data: Mapping[str, object],
 ) -> None:
-    """Add a start to a run's record.
-
-    Args:
-        folder: Of the run.
-        config: All of it, as a dataclass.
-        from_step: Steps completed by earlier starts.
-        device: Device of this rank.
-        num_ranks: Number of ranks.
-        data: Identification of the data.
-    """
+    """Add a start to a run's record: its configuration, and what identifies its data."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     versions = {name: metadata.version(name) for name in _PACKAGES}
     start = {

@@ -15,11 +15,7 @@ _LEFT_OUT = (CHECKPOINT_FOLDER, BOARD_FOLDER, "model")
 
 
 class RunStore:
-    """The copy of one run.
-
-    Args:
-        run: The run's folder.
-        url: Of the copies of all runs, such as "s3://bucket/runs".
+    """The copy of one run below a URL such as "s3://bucket/runs".
 
     Raises:
         ValueError: There is no such kind of store, or its package is not installed.

@@ -11,23 +11,22 @@ from model.manifest import ScoreEntry
 from model.scores.gate import SERVED, STUDENT
 from training.data.art import ART_SETS
 from training.data.folder import DataFolder
-from training.evaluate.report import TEACHER, ChosenEncoder, evaluate, write_scores
+from training.evaluate.report import TEACHER, ChosenEncoder, evaluate
 from training.methods.teacher import find_model
 from training.observation import read_log
 from training.run_record import code_version, read_configs
+from training.score_entries import write_scores
 
 LICENCE = "Apache-2.0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredRuns:
-    """Folders of the runs to score.
+    """Folders of the runs to score; only the student is written, and None leaves rows out.
 
     Attributes:
-        student: The run whose model is scored and written.
-        teacher: Folder of its teacher; None omits its rows.
-        further: Runs of the same recipe with other seeds; only their scores are stored.
-        served: The package that the student would replace; None omits the comparison.
+        further: Runs of the same recipe with other seeds.
+        served: The package that the student would replace.
     """
 
     student: Path
@@ -104,14 +103,7 @@ def _provenance(runs: ScoredRuns, encoder: ChosenEncoder) -> dict[str, object]:
 def write_scored_checkpoint(
     runs: ScoredRuns, *, data: DataFolder, card: Path, output: Path, num_scenes: int
 ) -> list[ScoreEntry]:
-    """Evaluate a run and write the checkpoint folder.
-
-    Args:
-        runs: The student, its teacher and runs with other seeds.
-        data: The data folder.
-        card: The model card's text.
-        output: The checkpoint folder to write.
-        num_scenes: Scenes per test set.
+    """Evaluate a run and write the checkpoint folder, with the model card's text.
 
     Raises:
         FileNotFoundError: There is no card, or the student is not a run.

@@ -1,4 +1,4 @@
-"""What a student learns from a teacher: assignments to prototypes, or the teacher's own space.
+"""What a student learns from a teacher, which may be its own moving average.
 
 Assignments are made of cosines with prototypes: TIPSv2 says that it centres and sharpens, and so
 does DINO. Nothing here has a gradient.
@@ -10,8 +10,10 @@ Shapes: B batch, N patches, K prototypes or known names, T tokens or the teacher
 tokens, F width of the head's bottleneck, D the student's width.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -131,3 +133,21 @@ def fit_space(names_KT: Tensor, width: int, start_KD: Tensor | None = None) -> S
         left, _, right = torch.linalg.svd((unit_KT @ axes_TD).T @ F.normalize(start_KD, dim=-1))
         axes_TD = axes_TD @ left @ right
     return Space(axes_TD=axes_TD.contiguous())
+
+
+EmaScope = Literal["head", "full", "none"]
+
+Part = TypeVar("Part", bound=nn.Module)
+
+
+def averaged_copy(module: Part) -> Part:
+    """Copy a module without gradients: the initial value of its moving average."""
+    return copy.deepcopy(module).requires_grad_(requires_grad=False)
+
+
+@torch.no_grad()
+def update_ema(average: nn.Module, current: nn.Module, momentum: float) -> None:
+    """Move `average` towards `current`: average = momentum * average + (1 - momentum) * current."""
+    pairs = zip(average.parameters(), current.parameters(), strict=True)
+    averages, currents = zip(*[(a, c.detach()) for a, c in pairs], strict=True)
+    torch._foreach_lerp_(list(averages), list(currents), 1 - momentum)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from model.image_codec import ImageLimits
 from service.images import ImagePreparer, SizeRule
-from training.data.shards.decoding import decode_tensor
+from training.data.shards.sample import decode_tensor
 
 SIDE = 28
 RULE = SizeRule(resolution=SIDE, fit="squash", patch_size=14, multiple=14)

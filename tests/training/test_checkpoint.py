@@ -10,11 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.checkpoint import (
-    CheckpointWriter,
-    load_checkpoint,
-    save_checkpoint,
-)
+from training.checkpoint import CheckpointWriter, load_checkpoint, save_checkpoint
 from training.optim import OptimConfig, OptimizerName, build_optimizers
 
 TIMEOUT_S = 240

@@ -18,10 +18,7 @@ from training.optim import OptimConfig
     [
         (lambda tiny: replace(tiny, method=DistillConfig()), "--set teacher="),
         (lambda tiny: replace(tiny, precision="int4"), "should be 'float32' or 'bfloat16'"),
-        (
-            lambda tiny: replace(tiny, batch_size=1),
-            "should be greater than or equal to 2",
-        ),
+        (lambda tiny: replace(tiny, batch_size=1), "should be greater than or equal to 2"),
         (lambda _: PretrainConfig(supervised="masked", mask_ratio=0.0), "mask_ratio above 0"),
         (lambda _: PretrainConfig(mask_ratio=1.5), "mask_ratio\n"),
         (lambda _: SpaceConfig(contrast_weight=-1.0), "contrast_weight\n"),

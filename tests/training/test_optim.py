@@ -5,11 +5,7 @@ from transformers import Tipsv2Model
 
 from tests.training.conftest import TINY_HEAD
 from training.methods.pretrain import Pretrain, PretrainConfig
-from training.optim import (
-    OptimConfig,
-    build_optimizers,
-    learning_rate_factor,
-)
+from training.optim import OptimConfig, build_optimizers, learning_rate_factor
 
 
 def test_muon_has_the_hidden_matrices_and_every_parameter_one_optimizer(

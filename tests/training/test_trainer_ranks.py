@@ -82,9 +82,7 @@ def test_a_stop_on_one_rank_saves_on_all_and_the_resumed_run_is_the_same(folder:
     assert ["SIGTERM: finishing the step" in text for text in asked] == [False, True]
 
 
-def test_one_process_resumes_a_checkpoint_of_two_ranks(
-    folder: Path,
-) -> None:
+def test_one_process_resumes_a_checkpoint_of_two_ranks(folder: Path) -> None:
     shared, resumed = folder / "shared" / STOPPED, folder / "resumed/whole"
     shutil.copytree(shared, resumed)
     latest = latest_checkpoint(resumed)

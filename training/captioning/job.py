@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from training.data.shards.manifest import claim_folder, load_manifest
 from training.data.shards.sample import BadSample, Sample
-from training.data.shards.tar_shard import load_offsets, offsets_path, read_sample, write_shard
+from training.data.shards.store import ShardStore, claim_folder
+from training.data.shards.tar_shard import offsets_path, read_rows, write_shard
 
 _SETTINGS = "captions.json"
 MAX_CHARACTERS = 1000
@@ -30,13 +30,7 @@ _QUOTES = (('"', '"'), ("\u201c", "\u201d"), ("'", "'"), ("\u2018", "\u2019"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The caption of a sample, or the reason why it has none.
-
-    Attributes:
-        key: The sample's name in its shard.
-        caption: The caption; None after a failure.
-        failure: The reason; None with a caption.
-    """
+    """The caption of the sample with a key in its shard, or the reason why it has none."""
 
     key: str
     caption: str | None = None
@@ -94,7 +88,7 @@ class CaptionJob:
                 captioned is kept.
             FileNotFoundError: There are no shards, or they are not indexed.
         """
-        paths = [self.shards / entry.name for entry in load_manifest(self.shards)]
+        paths = ShardStore(self.shards).shards
         claim_folder(self.output / _SETTINGS, {"source": captioner.source, **captioner.settings()})
         started: deque[tuple[Path, Outcomes]] = deque()
         for path in paths:
@@ -187,11 +181,9 @@ def read_shard(path: Path) -> Iterator[tuple[str, Sample | BadSample]]:
         ValueError: A key is repeated.
     """
     keys: set[str] = set()
-    for row in range(len(load_offsets(path)) - 1):
-        try:
-            sample = read_sample(path, row)
-        except BadSample as error:
-            yield f"row {row}", error
+    for row, sample in enumerate(read_rows(path)):
+        if isinstance(sample, BadSample):
+            yield f"row {row}", sample
             continue
         if sample.key in keys:
             raise ValueError(f"{path}: the key {sample.key} is repeated; keys must be unique")

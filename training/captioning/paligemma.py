@@ -4,8 +4,7 @@ Shapes: B images, L prompt tokens, T prompt and answer tokens, H W pixels.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,16 @@ from typing import Any
 import torch
 from PIL import Image
 from pydantic import PositiveInt
-from pydantic.dataclasses import dataclass as checked_dataclass
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    BatchFeature,
-)
+from pydantic.dataclasses import dataclass
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from training.captioning.job import Outcome, Outcomes
-from training.data.shards.decoding import decode_tensor
-from training.data.shards.sample import BadSample, Sample
+from training.data.shards.sample import BadSample, Sample, decode_tensor
 from training.parallel import choose_device
 from training.settings import STRICT
 
 
-@checked_dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class PaliGemmaConfig:
     """Model, prompt and generation options. Answers are greedy, as PaliGemma's own are scored.
 
@@ -49,15 +43,6 @@ class PaliGemmaConfig:
     max_tokens: PositiveInt = 64
     batch_size: PositiveInt = 16
     source: str = "paligemma"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Prepared:
-    """A batch of model inputs, and the outcomes of broken images."""
-
-    keys: Sequence[str]
-    inputs: BatchFeature | None
-    broken: Sequence[Outcome]
 
 
 class PaliGemmaCaptioner:
@@ -104,54 +89,33 @@ class PaliGemmaCaptioner:
         return {"kind": "transformers", "dtype": dtype, **asdict(self._config)}
 
     def start(self, samples: Iterable[Sample], note: Path) -> Outcomes:
-        """Caption samples batch by batch; the next one is decoded while the device works.
+        """Caption samples batch by batch.
 
         Raises:
             ValueError: A batch does not fit into the device's memory.
         """
         remaining = iter(samples)
-        with ThreadPoolExecutor(max_workers=1) as pool:
-
-            def prepare() -> Future[_Prepared] | None:
-                batch = list(islice(remaining, self._config.batch_size))
-                return pool.submit(self._prepare, batch) if batch else None
-
-            following = prepare()
-            while following is not None:
-                current, following = following.result(), prepare()
-                yield self._outcomes(current)
-
-    def _prepare(self, samples: Sequence[Sample]) -> _Prepared:
-        images: dict[str, Image.Image] = {}
-        broken = []
-        for sample in samples:
-            try:
-                pixels_3HW = decode_tensor(sample.image)
-            except BadSample as error:
-                broken.append(Outcome(key=sample.key, failure=f"the image: {error}"))
-            else:
-                images[sample.key] = Image.fromarray(pixels_3HW.permute(1, 2, 0).numpy())
-        inputs = None
-        if images:
-            texts = [self._prompt] * len(images)
-            inputs = self._processor(images=list(images.values()), text=texts, padding=True)
-            inputs = inputs.convert_to_tensors("pt")
-            inputs.pop("labels", None)  # PaliGemma's processor makes them for training
-        return _Prepared(keys=list(images), inputs=inputs, broken=broken)
-
-    def _outcomes(self, batch: _Prepared) -> list[Outcome]:
-        if batch.inputs is None:
-            return list(batch.broken)
-        answers = self._answer(batch.inputs)
-        outcomes = [
-            Outcome(key=key, caption=answer)
-            for key, answer in zip(batch.keys, answers, strict=True)
-        ]
-        return [*outcomes, *batch.broken]
+        while batch := list(islice(remaining, self._config.batch_size)):
+            images, outcomes = dict[str, Image.Image](), list[Outcome]()
+            for sample in batch:
+                try:
+                    pixels_3HW = decode_tensor(sample.image)
+                except BadSample as error:
+                    outcomes.append(Outcome(key=sample.key, failure=f"the image: {error}"))
+                else:
+                    images[sample.key] = Image.fromarray(pixels_3HW.permute(1, 2, 0).numpy())
+            answers = self._answer(list(images.values())) if images else []
+            outcomes += [
+                Outcome(key=key, caption=answer)
+                for key, answer in zip(images, answers, strict=True)
+            ]
+            yield outcomes
 
     @torch.inference_mode()
-    def _answer(self, inputs: BatchFeature) -> list[str]:
-        config = self._config
+    def _answer(self, images: Sequence[Image.Image]) -> list[str]:
+        config, texts = self._config, [self._prompt] * len(images)
+        inputs = self._processor(images=images, text=texts, padding=True).convert_to_tensors("pt")
+        inputs.pop("labels", None)  # PaliGemma's processor makes them for training
         inputs = inputs.to(self.model.device, dtype=self.model.dtype)
         try:
             tokens_BT = self.model.generate(

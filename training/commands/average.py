@@ -23,7 +23,7 @@ class Options:
 
     models: tuple[Path, ...] = argument(
         "two folders or more, with one tokenizer: of runs, of models, or of checkpoints "
-        "(RUN/checkpoints/step-N)",
+        "(RUN/checkpoints/step-N)"
     )
     share: float | None = option("of the second of two models, 0 to 1 (default: all equally)", None)
     output: Path = option("folder of the mean")

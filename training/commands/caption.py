@@ -11,11 +11,10 @@ from pydantic.dataclasses import dataclass
 from training.captioning.gemini_config import GeminiConfig, read_api_key
 from training.captioning.job import Captioner, CaptionJob
 from training.captioning.paligemma import PaliGemmaCaptioner, PaliGemmaConfig
-from training.data.shards.image_folder import describe_folder
-from training.data.shards.manifest import index_shards
 from training.data.shards.sample import BrokenList
+from training.data.shards.store import describe_folder, index_shards
 from training.options import argument, option
-from training.overrides import SETTING, apply_overrides
+from training.settings import SETTING, apply_overrides
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,10 +33,7 @@ def run(options: Options) -> None:
     """Print all scores, and write a checkpoint with --output."""
     data = DataFolder(path=options.data)
     runs = ScoredRuns(
-        student=options.run,
-        teacher=options.teacher,
-        further=options.also,
-        served=options.served,
+        student=options.run, teacher=options.teacher, further=options.also, served=options.served
     )
     if options.output is None:
         _, entries = evaluate(runs.rows(), data, num_scenes=options.scenes)

@@ -1,5 +1,6 @@
 """`python -m training head`: a head for a package, from a handful of labelled images."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from model.runtime.base import Runtime, VisionOutput
 from model.runtime.load import load_runtime
 from model.segmentation import l2_normalize, patch_shares
 from training.dense.labelled import read_example, read_pixels
-from training.label_head import Fitted, Labelled, fit_head
+from training.label_head import HeldOut, Labelled, fit_head
 from training.options import option
 
 
@@ -72,18 +73,18 @@ def run(options: Options) -> None:
         features = package.manifest.zero_shot.features
     else:
         names, labelled = _read_folders(options.images, encoder)
-    fitted = fit_head(labelled)
+    classes_KD, sharpness, held_out = fit_head(labelled)
     info = HeadInfo(
         names=tuple(names),
         has_background=labelled.shares_PK.shape[1] > len(names),
         features=features,
-        temperature=1 / fitted.sharpness,
+        temperature=1 / sharpness,
         model=package.manifest.name,
         vision_sha256=vision_digest(package.manifest),
     )
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_head(options.output, Head(info, fitted.classes_KD))
-    print(_report(names, features, labelled, fitted), flush=True)
+    write_head(options.output, Head(info, classes_KD))
+    print(_report(info, labelled, held_out), flush=True)
     print(
         f"{options.output}: {time.monotonic() - start:.1f} s. Serve it with "
         f"--heads {options.output.parent}, and ask for the class head:{options.output.stem}.",
@@ -91,7 +92,7 @@ def run(options: Options) -> None:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Encoder:
     """Embeds images as the service does by default."""
 
@@ -169,19 +170,14 @@ def _read_folders(folder: Path, encoder: _Encoder) -> tuple[Sequence[str], Label
     return given.names, Labelled(features, shares_PK, np.repeat(np.arange(len(given.images)), 2))
 
 
-def _report(
-    names: Sequence[str], features: HeadFeatures, labelled: Labelled, fitted: Fitted
-) -> str:
+def _report(info: HeadInfo, labelled: Labelled, held_out: HeldOut | None) -> str:
     count = len(np.unique(labelled.image_P))
-    background = " and the background" if labelled.shares_PK.shape[1] > len(names) else ""
-    text = f"{count} images, {len(names)} classes{background}"
-    if fitted.held_out is None:
+    background = " and the background" * info.has_background
+    text = f"{count} images, {len(info.names)} classes{background}"
+    if held_out is None:
         return f"{text}; too few images to hold any out"
-    measure, score_K = (
-        ("accuracy", fitted.held_out.recall_K)
-        if features == "cls1"
-        else ("IoU", fitted.held_out.iou_K)
-    )
-    rows = zip([*names, "background"], score_K, strict=False)
+    is_whole = info.features == "cls1"
+    measure, score_K = ("accuracy", held_out.recall_K) if is_whole else ("IoU", held_out.iou_K)
+    rows = zip([*info.names, "background"], score_K, strict=False)
     scores = ", ".join(f"{name} {value:.0f}" for name, value in rows)
     return f"{text}; on held-out images mean {measure} {score_K.mean():.1f} ({scores})"

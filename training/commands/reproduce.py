@@ -8,10 +8,9 @@ from pydantic.dataclasses import dataclass
 
 from training.data.folder import DataFolder
 from training.options import option
-from training.reproduce.cells import cached_cells
 from training.reproduce.plan import Scale
 from training.reproduce.runner import Setup, run_all, summary
-from training.reproduce.texts import cached_texts
+from training.reproduce.scenes import cached_cells, cached_texts
 
 
 @dataclass(frozen=True, kw_only=True)

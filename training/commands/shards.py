@@ -6,10 +6,15 @@ from typing import Literal
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
-from training.data.shards.image_folder import ImageFolder, describe_folder
-from training.data.shards.manifest import DEFAULT_SHARD_SIZE, index_shards
 from training.data.shards.sample import BrokenList
-from training.data.shards.writing import SKIPPED_FILE, build_shards
+from training.data.shards.store import (
+    DEFAULT_SHARD_SIZE,
+    SKIPPED_FILE,
+    ImageFolder,
+    build_shards,
+    describe_folder,
+    index_shards,
+)
 from training.options import argument, option
 
 
@@ -47,7 +52,7 @@ def run(options: Options) -> None:
 def _build(folder: Path, output: Path, shard_size: int) -> None:
     images = ImageFolder(folder)
     # Bad captions are counted here, because the shards do not have them any more.
-    print(f"{folder} holds {images.kind}: {images.summary()}")
+    print(f"{folder} holds {images.kind}: {images.summary}")
     skipped = build_shards(images, output, shard_size)
     if len(skipped):
         print(f"{len(skipped)} broken samples are left out: {skipped.reasons()}")

@@ -9,8 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from training.config import TrainingConfig
 from training.options import option
-from training.overrides import SETTING, apply_overrides
-from training.recipes import bundled, first_light
+from training.recipes import bundled
 from training.recipes.from_folder import (
     SIZES,
     SMALL,
@@ -22,13 +21,14 @@ from training.recipes.from_folder import (
 )
 from training.recipes.scale import SCALE_RECIPES
 from training.run import run as train
+from training.settings import SETTING, apply_overrides
 
 RECIPES: dict[str, Callable[[], TrainingConfig]] = {
-    "teacher": first_light.teacher,
-    "first-student": first_light.first_student,
+    "teacher": bundled.teacher,
+    "first-student": bundled.first_student,
     "student": bundled.student,
     "photo-student": bundled.photo_student,
-    "debug": first_light.debug,
+    "debug": bundled.debug,
     **SCALE_RECIPES,
 }
 _SIZE = f"model size; {SMALL}: 6 blocks of width 192, for a CPU"

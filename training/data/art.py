@@ -7,10 +7,10 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import resvg_py
@@ -20,6 +20,7 @@ from PIL import Image
 from training.data.concepts import FURNITURE_NAMES, Concept
 
 _RENDER_PIXELS = 192
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,6 +241,21 @@ def square_sprite(drawing: Image.Image, size: int) -> NDArray[np.uint8] | None:
     canvas = Image.new("RGBA", (side, side))
     canvas.paste(cropped, ((side - cropped.width) // 2, (side - cropped.height) // 2))
     return np.asarray(canvas.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def sprites_of(
+    drawings: Iterable[tuple[Key, Image.Image]], size: int
+) -> tuple[list[Key], NDArray[np.uint8]]:
+    """The keys of the usable drawings, and their sprites [M, size, size, 4].
+
+    Raises:
+        ValueError: There are none.
+    """
+    pairs = ((key, square_sprite(drawing, size)) for key, drawing in drawings)
+    found = [(key, sprite) for key, sprite in pairs if sprite is not None]
+    if not found:
+        raise ValueError("no usable drawing was fetched")
+    return [key for key, _ in found], np.stack([sprite for _, sprite in found])
 
 
 _CLIP_ART_FOLDERS = (

@@ -76,9 +76,7 @@ def _shade(
 
 
 def recolour(
-    rng: np.random.Generator,
-    rgb_HW3: NDArray[np.float32],
-    alpha_HW: NDArray[np.float32],
+    rng: np.random.Generator, rgb_HW3: NDArray[np.float32], alpha_HW: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Change a sprite's colours and light.
 

@@ -200,14 +200,7 @@ def _prompt(name: str, step: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunShare:
-    """A rank's share of a run's batches.
-
-    Attributes:
-        batch_size: Images in a batch of one rank.
-        num_steps: Batches of the whole run.
-        rank: Number of this process.
-        num_ranks: Number of ranks.
-    """
+    """A rank's share of a run: batches of `batch_size` images in each of `num_steps` steps."""
 
     batch_size: int
     num_steps: int

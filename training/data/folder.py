@@ -11,7 +11,7 @@ from training.data.art import ART_SETS, keywords_by_name
 from training.data.backgrounds import load_photos
 from training.data.concepts import all_concepts
 from training.data.scenes import SceneSource, Split
-from training.data.sprites import ArtFolders, SpriteBank, build_bank, load_bank
+from training.data.sprites import ArtFolders, SpriteBank, build_bank, concept_names
 from training.data.unnamed import UnnamedBank, UnnamedSource, build_unnamed
 
 # Versions are part of the data's determinism.
@@ -64,31 +64,18 @@ def fetch_debian(folder: Path, packages: tuple[str, ...] = DEBIAN_PACKAGES) -> N
     _require("apt-get", "elsewhere than on Debian, unpack by hand: " + ", ".join(packages))
     archives = folder / "debian/archives"
     archives.mkdir(parents=True, exist_ok=True)
-    for package in packages:
-        archive = _archive(archives, package) or _download(archives, package)
-        subprocess.run(
-            ["dpkg-deb", "-x", str(archive), str(folder / "debian")],
-            check=True,
-            timeout=_TIMEOUT_S,
-        )
-
-
-def _archive(archives: Path, package: str) -> Path | None:
-    return next(iter(archives.glob(f"{package}_*.deb")), None)
-
-
-def _download(archives: Path, package: str) -> Path:
-    """Download a package; update the package lists if the first attempt fails."""
-    for command in (None, ["apt-get", "update"]):
-        if command is not None:
-            subprocess.run(command, check=False, timeout=_TIMEOUT_S)
-        subprocess.run(
-            ["apt-get", "download", package], cwd=archives, check=False, timeout=_TIMEOUT_S
-        )
-        archive = _archive(archives, package)
-        if archive is not None:
-            return archive
-    raise FileNotFoundError(f"apt-get cannot download {package}; see its message above")
+    missing = [name for name in packages if not any(archives.glob(f"{name}_*.deb"))]
+    if missing:
+        subprocess.run(["apt-get", "update"], check=False, timeout=_TIMEOUT_S)
+    for name in missing:
+        command = ["apt-get", "download", name]
+        subprocess.run(command, cwd=archives, check=False, timeout=_TIMEOUT_S)
+        if not any(archives.glob(f"{name}_*.deb")):
+            raise FileNotFoundError(f"apt-get cannot download {name}; see its message above")
+    for name in packages:
+        archive = next(archives.glob(f"{name}_*.deb"))
+        command = ["dpkg-deb", "-x", str(archive), str(folder / "debian")]
+        subprocess.run(command, check=True, timeout=_TIMEOUT_S)
 
 
 def fetch(folder: Path, *, with_stamps: bool = False) -> None:
@@ -133,7 +120,7 @@ class DataFolder:
         path = self.path / "sprites.npz"
         if not path.exists():
             build_bank(self._fetched_art(), BANK_STYLES).save(path)
-        return _load_bank(path, path.stat().st_mtime_ns)
+        return _cached_bank(path, path.stat().st_mtime_ns)
 
     def unnamed(self, seed: int = 0) -> UnnamedSource:
         """Load the drawings without a concept's name, or render them once.
@@ -208,8 +195,23 @@ class DataFolder:
 
 
 @lru_cache(maxsize=1)
-def _load_bank(path: Path, _written_ns: int) -> SpriteBank:
+def _cached_bank(path: Path, _written_ns: int) -> SpriteBank:
     return load_bank(path)
+
+
+def load_bank(path: Path) -> SpriteBank:
+    """Read a bank.
+
+    Raises:
+        ValueError: It was built for another vocabulary.
+    """
+    bank = SpriteBank.load(path)
+    if bank.names != concept_names():
+        raise ValueError(
+            f"{path} was built for other concepts; delete it and run "
+            "`python -m training data` again"
+        )
+    return bank
 
 
 def seen_names() -> frozenset[str]:

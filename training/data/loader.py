@@ -34,12 +34,9 @@ from training.settings import STRICT
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Stage:
-    """One stage of a curriculum.
+    """One stage of a curriculum: scenes, and further drawings without a concept's name in a batch.
 
-    Attributes:
-        until: Share of the steps at which the stage ends.
-        scenes: Settings of its scenes.
-        unnamed: Number of further drawings without a concept's name in each batch of a rank.
+    It ends at the share `until` of the steps.
     """
 
     until: float = 1.0
@@ -55,8 +52,6 @@ class DataConfig:
         folder: Filled by `python -m training data`.
         styles: Drawing styles.
         stages: The curriculum, in order; the last stage lasts until 1.0.
-        captions: Which captions supervise which CLS token.
-        seed: Of the scenes.
         num_workers: Processes that prefetch batches.
     """
 

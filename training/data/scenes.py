@@ -87,16 +87,9 @@ class Scene:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneSource:
-    """Sources of the scenes of one split.
+    """Drawings, styles, names and background photos of the scenes of one split.
 
-    Attributes:
-        bank: The drawings.
-        styles: Styles that may appear.
-        photos: Background photos.
-        keywords: CLDR keywords by concept name.
-        names: Concepts that may appear.
-        split: Separates the random streams of train, val and test.
-        seed: The data set's seed.
+    Each split and seed has its own random stream; `keywords` are CLDR's, by concept name.
     """
 
     bank: SpriteBank

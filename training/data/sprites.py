@@ -17,7 +17,7 @@ from training.data.art import (
     emoji_drawings,
     furniture_drawings,
     icon_drawings,
-    square_sprite,
+    sprites_of,
     stamp_drawings,
 )
 from training.data.concepts import all_concepts
@@ -29,13 +29,9 @@ ICON_STYLES = ("fxemoji", "streamline-emojis", "streamline-ultimate-color", "fla
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArtFolders:
-    """Folders of the fetched art.
+    """Folders of the fetched art: node_modules, Open Clip Art's SVG files, and catalogues.
 
-    Attributes:
-        npm: A node_modules folder.
-        clip_art: The folder of Open Clip Art's SVG files.
-        furniture: The folder of Sweet Home 3D's catalogues.
-        stamps: The folder of Tux Paint's stamps, which only evaluation reads.
+    Only evaluation reads Tux Paint's stamps.
     """
 
     npm: Path
@@ -44,7 +40,8 @@ class ArtFolders:
     stamps: Path
 
 
-def _concept_names() -> tuple[str, ...]:
+def concept_names() -> tuple[str, ...]:
+    """Of all concepts, in their order."""
     return tuple(concept.name for concept in all_concepts())
 
 
@@ -66,7 +63,7 @@ class SpriteBank(ArrayRecord):
     concept_M: NDArray[np.int64]
     style_M: NDArray[np.int64]
     styles: tuple[str, ...]
-    names: tuple[str, ...] = field(default_factory=_concept_names)
+    names: tuple[str, ...] = field(default_factory=concept_names)
 
     def by_concept(self, styles: Sequence[str]) -> dict[int, NDArray[np.int64]]:
         """List the sprites of each concept in some styles.
@@ -103,35 +100,17 @@ def build_bank(folders: ArtFolders, styles: Sequence[str]) -> SpriteBank:
     Raises:
         ValueError: There are no drawings.
     """
-    index = {name: i for i, name in enumerate(_concept_names())}
-    rgba, concept, style_index = [], [], []
-    for number, style in enumerate(styles):
-        for name, drawing in _drawings(folders, style):
-            sprite = square_sprite(drawing, SPRITE_PIXELS)
-            if sprite is not None:
-                rgba.append(sprite)
-                concept.append(index[name])
-                style_index.append(number)
-    if not rgba:
-        raise ValueError(f"no usable drawing of the styles {tuple(styles)} was fetched")
+    index = {name: i for i, name in enumerate(concept_names())}
+    drawings = (
+        ((index[name], number), drawing)
+        for number, style in enumerate(styles)
+        for name, drawing in _drawings(folders, style)
+    )
+    found, rgba_MSS4 = sprites_of(drawings, SPRITE_PIXELS)
+    concept_M, style_M = np.asarray(found).T
     return SpriteBank(
-        rgba_MSS4=np.stack(rgba),
-        concept_M=np.asarray(concept),
-        style_M=np.asarray(style_index),
+        rgba_MSS4=rgba_MSS4,
+        concept_M=concept_M,
+        style_M=style_M,
         styles=tuple(styles),
     )
-
-
-def load_bank(path: Path) -> SpriteBank:
-    """Read a bank.
-
-    Raises:
-        ValueError: It was built for another vocabulary.
-    """
-    bank = SpriteBank.load(path)
-    if bank.names != _concept_names():
-        raise ValueError(
-            f"{path} was built for other concepts; delete it and run "
-            "`python -m training data` again"
-        )
-    return bank

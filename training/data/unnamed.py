@@ -24,7 +24,7 @@ from training.data.art import (
     open_clip_art,
     open_furniture,
     render_svg,
-    square_sprite,
+    sprites_of,
 )
 from training.data.backgrounds import Photo, draw_background
 from training.data.concepts import all_concepts
@@ -86,26 +86,13 @@ def build_unnamed(folders: ArtFolders) -> UnnamedBank:
     Raises:
         ValueError: There is none.
     """
-    titles, sprites = [], []
-    for title, drawing in _drawings(folders):
-        sprite = square_sprite(drawing, UNNAMED_PIXELS)
-        if sprite is not None:
-            titles.append(title)
-            sprites.append(sprite)
-    if not sprites:
-        raise ValueError(f"no drawing was found in {folders.npm.parent}")
-    return UnnamedBank(rgba_MSS4=np.stack(sprites), titles=tuple(titles))
+    titles, rgba_MSS4 = sprites_of(_drawings(folders), UNNAMED_PIXELS)
+    return UnnamedBank(rgba_MSS4=rgba_MSS4, titles=tuple(titles))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnnamedSource:
-    """Close-ups of the drawings: image i is a pure function of (seed, i).
-
-    Attributes:
-        bank: The drawings.
-        photos: Background photos.
-        seed: The data set's seed.
-    """
+    """Close-ups of the drawings: image i is a pure function of (seed, i)."""
 
     bank: UnnamedBank
     photos: Sequence[Photo]

@@ -25,8 +25,7 @@ from transformers.models.tipsv2_dpt.modeling_tipsv2_dpt import (
 )
 
 from model.graphs import DenseTask
-from training.losses.depth import depth_gradient_loss, scale_invariant_log_loss
-from training.losses.normals import angular_loss
+from training.losses.dense import angular_loss, depth_gradient_loss, scale_invariant_log_loss
 
 HeadKind = Literal["linear", "dpt"]
 HEAD_KINDS: Final[tuple[HeadKind, ...]] = ("linear", "dpt")

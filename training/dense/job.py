@@ -1,7 +1,12 @@
-"""Heads fitted to labelled images, their scores, and the package with them."""
+"""Heads fitted to labelled images, their scores as in `tipserve evaluate`, and the package.
 
-from collections.abc import Mapping, Sequence
+Shapes: R resamples, S images, K metrics or classes, h w and H W rows and columns of a head's output
+and of an image.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,25 +15,116 @@ import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from model.dense_maps import make_map
 from model.export.added_heads import DESCRIPTION, AddedHeads, add_heads
 from model.export.exact import round_weights
 from model.graphs import DenseTask
+from model.labelled.sets import DEPTH, NORMALS, OWN_SEGMENTATION
 from model.manifest import ScoreEntry
 from model.package import ModelPackage
-from training.dense.encoder import FrozenEncoder
+from model.scores.pixels import Pixels, angles, count_pixels, depth_scores
+from model.winner_map import find_winners
 from training.dense.head import EmbeddingHead, Examples, HeadKind, fit_dense_head
-from training.dense.labelled import LabelledData
-from training.dense.score import (
-    HEAD,
-    MEAN,
-    Counts,
-    RawMap,
-    counts_of,
-    entries,
-    measure,
-    raw_map,
-)
+from training.dense.labelled import Embeddings, FrozenEncoder, LabelledData
 from training.run_record import code_version
+from training.score_entries import score_entries
+
+TASK_NAMES: Final[Mapping[DenseTask, str]] = {
+    "depth": DEPTH,
+    "normals": NORMALS,
+    "segmentation": OWN_SEGMENTATION,
+}
+HEAD, MEAN = "head", "training mean"
+
+Floats = NDArray[np.float64]
+# Raw output of a head, as `Runtime.estimate` returns it for one image.
+RawMap = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageSums:
+    """For each image the sum of each metric and the count that divides it."""
+
+    sum_SK: Floats
+    count_S: Floats
+
+    def __len__(self) -> int:
+        return len(self.count_S)
+
+
+Counts = ImageSums | Pixels
+Metric = Callable[[Any, Floats], Floats]
+
+
+def _mean(column: int, factor: float = 1) -> Metric:
+    """Means of a metric under each row of weights [R]."""
+
+    def mean(sums: ImageSums, weights_RS: Floats) -> Floats:
+        # A resample of few images may have none that counts.
+        count_R = np.maximum(weights_RS @ sums.count_S, 1)
+        values_R: Floats = factor * (weights_RS @ sums.sum_SK[:, column]) / count_R
+        return values_R
+
+    return mean
+
+
+METRICS: Final[Mapping[DenseTask, Mapping[str, Metric]]] = {
+    "depth": {"RMSE (m)": _mean(0), "AbsRel (%)": _mean(1, 100), "delta1 (%)": _mean(2, 100)},
+    "normals": {"mean angle (degrees)": _mean(0), "under 30 degrees (%)": _mean(1, 100)},
+    "segmentation": {"mIoU": Pixels.miou, "pixel accuracy": Pixels.accuracy},
+}
+
+
+def raw_map(head: EmbeddingHead, image: Embeddings) -> RawMap:
+    """The head's output for the embeddings of one image."""
+    with torch.inference_mode():
+        cls, patches = (
+            torch.from_numpy(part.astype(np.float32)) for part in (image.cls_PD, image.patches_PhwD)
+        )
+        raw: RawMap = head(cls[:, None], patches[:, None])[0].numpy()
+        return raw
+
+
+def measure(task: DenseTask, raw: RawMap, truth: NDArray[Any]) -> NDArray[Any]:
+    """Compare a map, scaled as the service does, with what is true of each pixel.
+
+    Args:
+        task: Of the head.
+        raw: Its output.
+        truth: Depth [H, W] or normals [H, W, 3], not finite where there is none; or classes [H, W]
+            from 0, negative for none.
+
+    Returns:
+        Sums and their count; of segmentation hits, true and predicted pixels [3, K].
+    """
+    size_hw = truth.shape[0], truth.shape[1]
+    if task == "segmentation":
+        called_HW = find_winners(raw.transpose(1, 2, 0), size_hw).labels_HW.astype(np.int64) - 1
+        return count_pixels(truth, called_HW, len(raw))[1]
+    counts_HW = np.isfinite(truth if task == "depth" else truth[..., 0])
+    found = make_map(task, raw, size_hw)[counts_HW].astype(np.float64)
+    true = truth[counts_HW].astype(np.float64)
+    if task == "depth":
+        return np.array(depth_scores(found, true))
+    angle_P = angles(found, true)
+    return np.array([angle_P.sum(), (angle_P < 30).sum(), len(angle_P)])
+
+
+def counts_of(task: DenseTask, rows: Sequence[NDArray[Any]]) -> Counts:
+    """What `measure` returned for each image."""
+    if task == "segmentation":
+        return Pixels.of(rows)
+    table = np.stack(rows).astype(np.float64)
+    return ImageSums(table[:, :-1], table[:, -1])
+
+
+def entries(task: DenseTask, split: str, rows: Mapping[str, Counts]) -> list[ScoreEntry]:
+    """Scores of each row with intervals, and how much the first row differs from the others."""
+    (first, own), *others = rows.items()
+    compared: dict[str, tuple[Counts, ...]] = {row: (counts,) for row, counts in rows.items()}
+    compared |= {f"{first} - {row}": (own, counts) for row, counts in others}
+    return [*score_entries(TASK_NAMES[task], split, compared, METRICS[task], digits=3)]
+
 
 KIND_TEXTS: Final[Mapping[HeadKind, str]] = {
     "linear": "a linear head",

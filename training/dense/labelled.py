@@ -1,28 +1,88 @@
-"""A labelled set as what a head is trained and scored on.
+"""A package as a frozen encoder, and a labelled set as what a head is trained and scored on.
 
-Shapes: P images, H W pixels, S rows and columns of a square, m rows and columns of a map, D
-embedding width, h w patch rows and columns.
+Shapes: P images, B batch, H W pixels, S rows and columns of a square, m rows and columns of a map,
+D embedding width, h w patch rows and columns.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from model.graphs import DenseTask
+from model.graphs import DenseTask, PatchOutput
 from model.head import vision_digest
 from model.image_codec import FORMATS, ImageError, ImageLimits, decode_image
 from model.labelled.navi import NaviNormals
 from model.labelled.sets import DepthSet, ImageSource, NormalSet, SegmentationSet, SetError
-from model.preprocess import Fit
-from training.dense.encoder import Embeddings, FrozenEncoder
+from model.package import ModelPackage
+from model.preprocess import Fit, prepare_image, target_size
+from model.runtime.base import Runtime
+from model.runtime.load import load_runtime
 from training.dense.head import MAP_SCALE, NO_CLASS, Examples
+
+_BATCH: Final = 8
+PATCHES: Final[tuple[PatchOutput, ...]] = ("patches",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Embeddings:
+    """Embeddings of images: float16 first CLS token and patches of the last layer."""
+
+    cls_PD: NDArray[np.float16]
+    patches_PhwD: NDArray[np.float16]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrozenEncoder:
+    """A package with its runtime loaded."""
+
+    package: ModelPackage
+    runtime: Runtime
+
+    @classmethod
+    def load(cls, package: ModelPackage) -> Self:
+        """Load the package's usual runtime."""
+        return cls(package, load_runtime(package))
+
+    def embed(self, images: Iterable[NDArray[np.uint8]]) -> Embeddings:
+        """Embed images [H, W, 3] at the native size, as the service does for maps by default."""
+        side = self.package.manifest.native_size
+        waiting, parts = iter(images), []
+        while batch := list(islice(waiting, _BATCH)):
+            parts.append(self._encode([prepare_image(image, (side, side)) for image in batch]))
+        return Embeddings(
+            cls_PD=np.concatenate([part.cls_PD for part in parts]),
+            patches_PhwD=np.concatenate([part.patches_PhwD for part in parts]),
+        )
+
+    def as_served(self, image_HW3: NDArray[np.uint8], fit: Fit) -> Embeddings:
+        """Embed one image at the size at which the service does for a dense head."""
+        manifest = self.package.manifest
+        height, width = image_HW3.shape[:2]
+        size_hw = target_size(
+            height,
+            width,
+            resolution=manifest.map_side(manifest.native_size),
+            fit=fit,
+            multiple=manifest.map_multiple,
+        )
+        return self._encode([prepare_image(image_HW3, size_hw)])
+
+    def _encode(self, planes: Sequence[NDArray[np.float32]]) -> Embeddings:
+        output = self.runtime.encode_images(np.stack(planes), patch_outputs=PATCHES)
+        patches_BND = output.patches_BND.astype(np.float16)
+        return Embeddings(
+            cls_PD=output.cls1_BD.astype(np.float16),
+            patches_PhwD=patches_BND.reshape(len(planes), *output.grid_hw, -1),
+        )
+
 
 HeadSet = DepthSet | NormalSet | SegmentationSet
 LIMITS: Final = ImageLimits(max_bytes=2**30, max_pixels=100_000_000)
@@ -34,18 +94,19 @@ FITS: Final[Mapping[DenseTask, Fit]] = {
     "normals": "squash",
     "segmentation": "aspect",
 }
-_FILES: Final = ("cls", "patches", "maps")
+# Numbers of a map, and channels.
+_MAPS: Final[Mapping[DenseTask, tuple[Any, ...]]] = {
+    "depth": (np.float32,),
+    "normals": (np.float16, 3),
+    "segmentation": (np.int16,),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledData:
-    """Images to train a head on, and others to score it.
+    """Images to train a head on, and others to score it; embeddings are kept in a folder.
 
-    Attributes:
-        train: Is fitted to.
-        test: Of the same kind.
-        folder: Embeddings and maps are kept here.
-        about: Facts for the manifest; without any, `record` finds what it can.
+    Without facts `about` the set, `record` finds what it can.
     """
 
     train: HeadSet
@@ -138,24 +199,17 @@ class LabelledData:
 
     def _files(self, encoder: FrozenEncoder, place: Path) -> dict[str, Any]:
         """The arrays, new or as an earlier run left them."""
-        paths = {name: place / f"{name}.npy" for name in _FILES}
-        if (place / "done.txt").exists():
-            return {name: open_memmap(path, mode="r+") for name, path in paths.items()}
         manifest, num = encoder.package.manifest, len(self.train.images)
         grid, width = manifest.native_size // manifest.patch_size, manifest.embed_dim
-        side = MAP_SCALE * grid
-        of_map: Mapping[DenseTask, tuple[type, tuple[int, ...]]] = {
-            "depth": (np.float32, (num, side, side)),
-            "normals": (np.float16, (num, 3, side, side)),
-            "segmentation": (np.int16, (num, side, side)),
-        }
+        dtype, *channels = _MAPS[self.task]
         forms = {
             "cls": (np.float16, (num, width)),
             "patches": (np.float16, (num, grid, grid, width)),
-            "maps": of_map[self.task],
+            "maps": (dtype, (num, *channels, MAP_SCALE * grid, MAP_SCALE * grid)),
         }
+        mode = "r+" if (place / "done.txt").exists() else "w+"
         return {
-            name: open_memmap(paths[name], mode="w+", dtype=dtype, shape=shape)
+            name: open_memmap(place / f"{name}.npy", mode=mode, dtype=dtype, shape=shape)
             for name, (dtype, shape) in forms.items()
         }
 

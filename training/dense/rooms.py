@@ -106,10 +106,7 @@ def load_furniture(folder: Path, catalogues: Iterable[str]) -> list[Furniture]:
 def write_rooms(open_source: Callable[[], RoomSource], folder: Path, num_rooms: int) -> None:
     """Write images as PNG, depth in metres and normals as npy; a stopped run continues.
 
-    Args:
-        open_source: Reads the models; called only if a room is missing.
-        folder: Of the rooms.
-        num_rooms: Rooms that it holds in the end.
+    The models are read only if a room is missing.
     """
     images = [folder / IMAGES / f"{index:04d}.png" for index in range(num_rooms)]
     missing = [index for index, path in enumerate(images) if not path.exists()]

@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from torchvision.datasets import ImageFolder
 
 from model.encoder import Encoder
@@ -34,13 +34,10 @@ _SHARE = 0.75  # longer side of a drawing, share of the image's
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassificationBenchmark:
-    """Images of single objects, and the candidate names.
+    """Images of single objects, uint8 RGB [S, S, 3] each, their labels, and the candidate names.
 
-    Attributes:
-        name: Name of the set.
-        images: uint8 RGB [S, S, 3] each.
-        labels: Name of the object in each image, one of the candidates.
-        names: The candidates, without repeats.
+    Raises:
+        ValueError: A label is no candidate, or labels and images do not pair.
     """
 
     name: str
@@ -49,11 +46,7 @@ class ClassificationBenchmark:
     names: Sequence[str]
 
     def __post_init__(self) -> None:
-        """Check labels and sizes; scores would hide such errors.
-
-        Raises:
-            ValueError: A label that is no candidate, or labels and images that do not pair.
-        """
+        """Check labels and sizes; scores would hide such errors."""
         if len(self.images) != len(self.labels) or not self.labels:
             raise ValueError(f"{self.name}: every image needs one label, and there must be some")
         missing = sorted(set(self.labels) - set(self.names))
@@ -92,10 +85,10 @@ def labelled_folder(folder: Path, *, size: int) -> ClassificationBenchmark:
     found = ImageFolder(str(folder))
     kept = found.samples[:: -(-len(found.samples) // _NUM_PROBED)]
     names = [name.replace("_", " ") for name in found.classes]
-    images = []
-    for path, _ in kept:
-        with Image.open(path) as image:
-            images.append(np.asarray(ImageOps.fit(image.convert("RGB"), (size, size))))
+    images = [
+        np.asarray(ImageOps.fit(found.loader(path), (size, size)))  # in RGB
+        for path, _ in kept
+    ]
     return ClassificationBenchmark(
         name="probe", images=images, labels=[names[label] for _, label in kept], names=names
     )
@@ -127,12 +120,7 @@ def single_drawings(
 ) -> ClassificationBenchmark:
     """Every drawing of some names in some styles, once, on a plain background.
 
-    Args:
-        name: Name of the set.
-        bank: The drawings.
-        styles: Styles that are shown.
-        shown: Names whose drawings are images; those without a drawing are left out.
-        names: The candidates.
+    Shown names without a drawing are left out; the candidates are all of `names`.
     """
     concepts = all_concepts()
     by_name = {concepts[i].name: rows for i, rows in bank.by_concept(styles).items()}
@@ -140,10 +128,7 @@ def single_drawings(
     labels = [label for label, rows in found.items() for _ in rows]
     drawings = np.concatenate([np.zeros(0, np.int64), *found.values()])
     return ClassificationBenchmark(
-        name=name,
-        images=plain_images(bank, drawings),
-        labels=labels,
-        names=sorted(names),
+        name=name, images=plain_images(bank, drawings), labels=labels, names=sorted(names)
     )
 
 

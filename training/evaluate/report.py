@@ -3,9 +3,9 @@
 Features and templates are chosen on development sets; test sets are only scored.
 """
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from model.encoder import Encoder
 from model.manifest import ScoreEntry
-from model.scores.bootstrap import Interval, bootstrap
 from model.scores.gate import GAIN, SERVED, STUDENT
 from model.scores.ranking import Ranking, found_within
 from training.data.folder import DataFolder
-from training.evaluate.encoder import encode_images, encode_names, encode_texts, load_for_evaluation
+from training.evaluate.encoder import encode_names, encode_texts, load_for_evaluation
 from training.evaluate.ranking import ClassificationBenchmark, rank_both_ways
 from training.evaluate.sets import (
     NUM_DEVELOPMENT,
@@ -28,11 +27,8 @@ from training.evaluate.sets import (
     held_out_drawings,
     held_out_scenes,
 )
-from training.evaluate.zero_shot_segmentation import (
-    SceneCounts,
-    count_scenes,
-    largest_object,
-)
+from training.evaluate.zero_shot_segmentation import SceneCounts, count_scenes, largest_object
+from training.score_entries import score_entries
 
 SEGMENTATION = "zero-shot segmentation"
 RETRIEVAL = "image-text retrieval"
@@ -52,10 +48,9 @@ TEMPLATE_SETS = ("none", "tcl")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChosenEncoder:
-    """An encoder under test and the choices made for it.
+    """An encoder in evaluation mode and the choices made for it.
 
     Attributes:
-        encoder: In evaluation mode.
         features: Patch features for segmentation, "patches" or "values".
         templates: Prompts of classes in segmentation.
         class_templates: Prompts of classes in classification.
@@ -74,12 +69,9 @@ def choose(
 ) -> ChosenEncoder:
     """Pick features and templates by the mean mIoU, class templates by the mean top-1.
 
-    Args:
-        encoder: In evaluation mode.
-        scenes: The development scenes.
-        drawings: The development drawings.
+    Scenes and drawings are those for development.
     """
-    miou = {(kind, templates): 0.0 for templates in TEMPLATE_SETS for kind in FEATURES}
+    miou, top1 = defaultdict[tuple[str, str], float](float), defaultdict[str, float](float)
     for benchmark in scenes:
         features = benchmark.encode(encoder)
         for templates in TEMPLATE_SETS:
@@ -87,16 +79,13 @@ def choose(
             for kind in FEATURES:
                 counts = benchmark.count(features[kind], classes_KD)
                 miou[kind, templates] += counts.overall(SceneCounts.miou)
-    top1 = dict.fromkeys(TEMPLATE_SETS, 0.0)
     for images in drawings:
-        cls1_MD = encode_images(encoder, images.images)["cls1"]
         for templates in TEMPLATE_SETS:
-            classes_KD = encode_names(encoder, images.names, templates)
-            top1[templates] += images.rank(cls1_MD, classes_KD).found(1)
-    features_kind, templates = max(miou, key=miou.__getitem__)
+            top1[templates] += images.classify(encoder, templates).found(1)
+    kind, templates = max(miou, key=miou.__getitem__)
     return ChosenEncoder(
         encoder=encoder,
-        features=features_kind,
+        features=kind,
         templates=templates,
         class_templates=max(top1, key=top1.__getitem__),
     )
@@ -104,26 +93,6 @@ def choose(
 
 Models = Mapping[str, ChosenEncoder]
 """By the name of their row: the student, students of other seeds, its teacher, the served one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Table:
-    """Builds entries of one task on one split."""
-
-    task: str
-    split: str
-
-    def entry(self, row: str, metric: str, value: Interval | float, *, count: int) -> ScoreEntry:
-        """An entry with rounded values; a plain number (a closed form) has no interval."""
-        numbers: dict[str, float] = {"value": value} if isinstance(value, float) else asdict(value)
-        return ScoreEntry(
-            task=self.task,
-            split=self.split,
-            row=row,
-            metric=metric,
-            count=count,
-            **{key: round(number, 2) for key, number in numbers.items()},
-        )
 
 
 def score_scenes(benchmark: SegmentationBenchmark, models: Models) -> list[ScoreEntry]:
@@ -146,26 +115,37 @@ def _segmentation_entries(
     masks, names = benchmark.masks, benchmark.names
     counts["largest object painted"] = count_scenes(masks, names, largest_object(masks, names))
     yield from count_entries(benchmark.name, counts)
-    guessed = counts[STUDENT].guessed()
-    table, count = _Table(task=SEGMENTATION, split=benchmark.name), len(masks)
-    for row in (row for row in models if row.startswith(STUDENT)):
-        known = {name: counts[name] for name in (TEACHER, SERVED) if name in counts}
-        others = {PAINTED: counts[f"{row}, {PAINTED}"], **known, CHANCE: guessed}
-        for name, other in others.items():
-            for metric, score in _METRICS.items():
-                gain = bootstrap(score, counts[row], other)
-                yield table.entry(f"{row} - {name}", metric, gain, count=count)
+    known = {name: counts[name] for name in (TEACHER, SERVED) if name in counts}
+    gains = {
+        f"{row} - {name}": (counts[row], other)
+        for row in models
+        if row.startswith(STUDENT)
+        for name, other in {
+            PAINTED: counts[f"{row}, {PAINTED}"],
+            **known,
+            CHANCE: counts[STUDENT].guessed(),
+        }.items()
+    }
+    yield from score_entries(SEGMENTATION, benchmark.name, gains, _METRICS)
 
 
 def count_entries(split: str, counts: Mapping[str, SceneCounts]) -> Iterator[ScoreEntry]:
     """Yield the scores of each row with intervals, and what a guess has in the same scenes."""
+    rows = {row: (own,) for row, own in counts.items()}
+    yield from score_entries(SEGMENTATION, split, rows, _METRICS | _OBJECT_METRICS)
     guessed = counts[STUDENT].guessed()
-    table, count = _Table(task=SEGMENTATION, split=split), len(guessed)
-    for row, its_counts in counts.items():
-        for metric, score in {**_METRICS, **_OBJECT_METRICS}.items():
-            yield table.entry(row, metric, bootstrap(score, its_counts), count=count)
-    for metric, score in _METRICS.items():
-        yield table.entry(CHANCE, metric, guessed.overall(score), count=count)
+    chances = {metric: guessed.overall(score) for metric, score in _METRICS.items()}
+    yield from _chances(SEGMENTATION, split, chances, len(guessed))
+
+
+def _chances(
+    task: str, split: str, values: Mapping[str, float], count: int
+) -> Iterator[ScoreEntry]:
+    """Closed forms, which have no interval."""
+    for metric, value in values.items():
+        yield ScoreEntry(
+            task=task, split=split, row=CHANCE, metric=metric, value=round(value, 2), count=count
+        )
 
 
 def _retrieval_entries(
@@ -181,10 +161,9 @@ def _retrieval_entries(
             )
             for row, chosen in models.items()
         }
-        table = _Table(task=RETRIEVAL, split=split)
         for direction in rankings[STUDENT]:
             by_row = {row: both[direction] for row, both in rankings.items()}
-            yield from _ranking_entries(table, by_row, f"{direction} R@")
+            yield from _ranking_entries(RETRIEVAL, split, by_row, f"{direction} R@")
 
 
 def score_drawings(benchmark: ClassificationBenchmark, models: Models) -> list[ScoreEntry]:
@@ -193,26 +172,21 @@ def score_drawings(benchmark: ClassificationBenchmark, models: Models) -> list[S
         row: benchmark.classify(chosen.encoder, chosen.class_templates)
         for row, chosen in models.items()
     }
-    table = _Table(task=CLASSIFICATION, split=benchmark.name)
-    return list(_ranking_entries(table, rankings, "top-"))
+    return list(_ranking_entries(CLASSIFICATION, benchmark.name, rankings, "top-"))
 
 
 def _ranking_entries(
-    table: _Table, rankings: Mapping[str, Ranking], metric: str
+    task: str, split: str, rankings: Mapping[str, Ranking], metric: str
 ) -> Iterator[ScoreEntry]:
     """Yield each row at each depth, chance last; the depth is appended to `metric`."""
-    for row, ranking in rankings.items():
-        for depth in _DEPTHS:
-            interval = bootstrap(found_within(depth), ranking)
-            yield table.entry(row, f"{metric}{depth}", interval, count=len(ranking))
-    any_ranking = rankings[STUDENT]
+    student = rankings[STUDENT]
+    rows: dict[str, tuple[Ranking, ...]] = {row: (own,) for row, own in rankings.items()}
     if SERVED in rankings:
-        for depth in _DEPTHS:
-            gain = bootstrap(found_within(depth), any_ranking, rankings[SERVED])
-            yield table.entry(GAIN, f"{metric}{depth}", gain, count=len(any_ranking))
-    for depth in _DEPTHS:
-        value = any_ranking.chance(depth)
-        yield table.entry(CHANCE, f"{metric}{depth}", value, count=len(any_ranking))
+        rows[GAIN] = (student, rankings[SERVED])
+    metrics = {f"{metric}{depth}": found_within(depth) for depth in _DEPTHS}
+    yield from score_entries(task, split, rows, metrics)
+    chances = {f"{metric}{depth}": student.chance(depth) for depth in _DEPTHS}
+    yield from _chances(task, split, chances, len(student))
 
 
 def evaluate(
@@ -241,9 +215,3 @@ def evaluate(
     for test_drawings in held_out_drawings(data, num_scenes):
         entries += score_drawings(test_drawings, models)
     return models[STUDENT], sorted(entries, key=lambda entry: TASKS.index(entry.task))
-
-
-def write_scores(folder: Path, entries: Iterable[ScoreEntry]) -> None:
-    """Write `scores.json` as export expects it."""
-    rows = [entry.model_dump() for entry in entries]
-    (folder / "scores.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

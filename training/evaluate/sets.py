@@ -30,14 +30,7 @@ MULTI_OBJECT = SceneConfig(count_weights=(0.0, 0.5, 0.5), twin_share=0.0, common
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentationBenchmark:
-    """Scenes and the candidate names they are scored with.
-
-    Attributes:
-        name: Name of the set.
-        scenes: Scenes of one size.
-        names: The candidates.
-        is_retrieved: Whether the scenes' captions are searched as well.
-    """
+    """Scenes of one size and the candidate names; captions are searched if it is retrieved."""
 
     name: str
     scenes: Sequence[Scene]
@@ -93,10 +86,7 @@ def development_benchmarks(
     """The development scenes: seen styles, and the unseen style with rarer names."""
     seen = data.source("val", styles=EMOJI_TRAIN_STYLES, names=common_names())
     style = data.source("val", styles=("fluent-3d",), names=rare_names())
-    return [
-        make_benchmark("val", seen, num_scenes),
-        make_benchmark("val-style", style, num_scenes),
-    ]
+    return [make_benchmark("val", seen, num_scenes), make_benchmark("val-style", style, num_scenes)]
 
 
 UNSEEN_STYLE = "Fluent 3D (unseen style)"

@@ -1,7 +1,7 @@
 """Images from disk as a run's inputs: shards or a plain folder, with captions or without."""
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from transformers import Tipsv2Tokenizer
@@ -9,21 +9,23 @@ from transformers import Tipsv2Tokenizer
 from training.config import TrainingConfig
 from training.data.batch import RunShare
 from training.data.shards.batches import ImageBatches, ShardsConfig
-from training.data.shards.image_folder import ImageFolder, open_store
-from training.data.shards.manifest import MANIFEST_FILE
 from training.data.shards.sample import BadSample, BrokenList, DataSummary
+from training.data.shards.store import open_store
 from training.evaluate.ranking import ClassificationBenchmark, labelled_folder
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
 from training.methods.space import SpaceConfig
-from training.run_record import digest
 
 BROKEN_FILE = "broken.jsonl"
 _NUM_TEXTS = 100_000
 
 
 class ImageInputs:
-    """A folder of shards or of images."""
+    """A folder of shards or of images.
+
+    Attributes:
+        summary: Counts of images and captions.
+    """
 
     def __init__(self, config: TrainingConfig, data: ShardsConfig) -> None:
         """Open the folder; no image is read.
@@ -34,12 +36,8 @@ class ImageInputs:
         """
         self._config, self._data = config, data
         self._store = open_store(data.folder)
+        self.summary = self._store.summary
         check_losses(config, self.summary)
-
-    @cached_property
-    def summary(self) -> DataSummary:
-        """Counts of images and captions."""
-        return self._store.summary()
 
     def describe(self) -> Sequence[str]:
         """See `Inputs`."""
@@ -54,11 +52,7 @@ class ImageInputs:
         Raises:
             ValueError: There are no captions.
         """
-        texts = []
-        for text in self._captions():
-            texts.append(text)
-            if len(texts) == _NUM_TEXTS:
-                break
+        texts = list(islice(self._captions(), _NUM_TEXTS))
         if not texts:
             raise ValueError(
                 f"{self._data.folder} has no captions to train a tokenizer on: give a teacher or a "
@@ -84,10 +78,7 @@ class ImageInputs:
 
     def facts(self) -> dict[str, Any]:
         """See `Inputs`."""
-        folder = self._data.folder
-        if isinstance(self._store, ImageFolder):
-            return {"folder": str(folder), "digest": self._store.fingerprint()}
-        return {"folder": str(folder), "digest": digest([folder / MANIFEST_FILE])}
+        return {"folder": str(self._data.folder), "digest": self._store.digest}
 
     def _captions(self) -> Iterator[str]:
         for shard, size in enumerate(self._store.shard_sizes):
@@ -126,14 +117,20 @@ def describe_losses(
     """A line for each loss: on or off, with the data that it uses or the reason."""
     method, crops = config.method, data.crops
     assert not isinstance(method, SpaceConfig)
-    size = f"{crops.local_size} x {crops.local_size} pixels"
-    cut = crops.num_local and f"{crops.num_local} crops of {size} of every image"
-    lines = [
-        *_caption_lines(config, data, counts),
-        "local crops (DINO): "
-        + _words("dino_weight", method.dino_weight, cut, "data.crops.num_local is 0"),
-        f"patches: {_patch_words(method)}",
-    ]
+    lines = [*_caption_lines(config, data, counts)]
+    side = crops.local_size
+    cut = crops.num_local and f"{crops.num_local} crops of {side} x {side} pixels of every image"
+    dino = _words("dino_weight", method.dino_weight, cut or "", "data.crops.num_local is 0")
+    lines.append(f"local crops (DINO): {dino}")
+    mask = f"{method.mask_ratio:.0%} masked" if method.mask_ratio else "no mask"
+    which = "every patch" if method.supervised == "all" else "masked patches"
+    if isinstance(method, PretrainConfig):
+        kind = "iBOT++" if method.supervised == "all" else "iBOT"
+        words = _words("ibot_weight", method.ibot_weight, f"{kind}, {which}, {mask}")
+    else:
+        use = f"{which} from the teacher's {method.patch_loss}, {mask}"
+        words = _words("patch_weight", method.patch_weight, use)
+    lines.append(f"patches: {words}")
     backbone = method.image_backbone
     if backbone.weight:  # TIPSv2 has none, so "off" needs no line
         until = f"{backbone.scenes_until:.0%}"
@@ -141,7 +138,7 @@ def describe_losses(
     return lines
 
 
-def _words(setting: str, weight: float, use: str | int, lack: str = "") -> str:
+def _words(setting: str, weight: float, use: str, lack: str = "") -> str:
     """What a loss of this weight uses, or why it is off."""
     if weight == 0:
         return f"off, method.{setting} is 0"
@@ -150,36 +147,22 @@ def _words(setting: str, weight: float, use: str | int, lack: str = "") -> str:
 
 def _caption_lines(
     config: TrainingConfig, data: ShardsConfig, counts: DataSummary
-) -> Sequence[str]:
-    weight = config.method.contrast_weight
-    if weight == 0:
-        return ("contrast with captions: off, method.contrast_weight is 0",)
-    if counts.num_captioned == 0:
-        return (
-            "contrast with captions: off, no image has a caption",
-            f"text tower: {_untrained_text_tower(config)}",
-        )
+) -> Iterator[str]:
     without = counts.num_images - counts.num_captioned
-    rest = f"; {without} images without a caption take part in the other losses" * bool(without)
-    return (
-        f"contrast with captions: on, weight {weight:g}{rest}",
-        _token_line("cls1", data.captions.cls1, counts),
-        _token_line("cls2", data.captions.cls2, counts),
-    )
-
-
-def _token_line(token: str, sources: Sequence[str], counts: DataSummary) -> str:
-    """The captions that are used for a CLS token."""
-    found = {source: counts.caption_sources.get(source, 0) for source in sources}
-    if not any(found.values()):
-        return (
-            f"  {token.upper()} from any source, because no caption is of {' or '.join(sources)}; "
-            f"set data.captions.{token} to change that"
-        )
-    line = f"  {token.upper()} from " + ", ".join(f"{name} {num}" for name, num in found.items())
-    if sum(found.values()) < counts.num_captioned:
-        line += "; images without any of these use their other captions"
-    return line
+    use = f"{without} images without a caption take part in the other losses only"
+    use = use if counts.num_captioned else ""
+    words = _words("contrast_weight", config.method.contrast_weight, use, "no image has a caption")
+    yield f"contrast with captions: {words}"
+    if not counts.num_captioned:
+        yield f"text tower: {_untrained_text_tower(config)}"
+    elif config.method.contrast_weight:
+        for token in ("cls1", "cls2"):
+            sources = getattr(data.captions, token)
+            found = {name: counts.caption_sources.get(name, 0) for name in sources}
+            line = f"  {token.upper()} from " + ", ".join(f"{s} {num}" for s, num in found.items())
+            if sum(found.values()) < counts.num_captioned:
+                line += f"; images without these use other captions (data.captions.{token})"
+            yield line
 
 
 def _untrained_text_tower(config: TrainingConfig) -> str:
@@ -189,17 +172,3 @@ def _untrained_text_tower(config: TrainingConfig) -> str:
     if config.start is not None:
         return f"that of {config.start}, unchanged"
     return "random and not trained: use this model for images only, not with texts"
-
-
-def _patch_words(method: PretrainConfig | DistillConfig) -> str:
-    mask = f"{method.mask_ratio:.0%} masked" if method.mask_ratio else "no mask"
-    if isinstance(method, PretrainConfig):
-        kind = "iBOT++, every patch" if method.supervised == "all" else "iBOT, masked patches"
-        return _words("ibot_weight", method.ibot_weight, f"{kind}, {mask}")
-    targets = {
-        "prototypes": "the teacher's assignments to its prototypes",
-        "features": "the teacher's features",
-    }
-    which = "every patch" if method.supervised == "all" else "masked patches"
-    use = f"{which} from {targets[method.patch_loss]}, {mask}"
-    return _words("patch_weight", method.patch_weight, use)

@@ -154,9 +154,7 @@ def loss_by_visibility(loss_BN: Tensor, masked_BN: Tensor) -> dict[str, Tensor]:
 
 
 def feature_loss(
-    student_BND: Tensor,
-    teacher_BND: Tensor,
-    supervised_BN: Tensor | None = None,
+    student_BND: Tensor, teacher_BND: Tensor, supervised_BN: Tensor | None = None
 ) -> Tensor:
     """One minus the cosine of the student's projected tokens with the teacher's.
 

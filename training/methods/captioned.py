@@ -1,4 +1,7 @@
-"""What pretraining and distillation share: captions, names, patches, crops, an image backbone."""
+"""What pretraining and distillation share: captions, names, patches, crops, an image backbone.
+
+Shapes: G images of the global batch, B of one rank, N patches.
+"""
 
 from collections.abc import Sequence
 from dataclasses import field
@@ -20,12 +23,42 @@ from training.losses.distillation import (
     loss_by_visibility,
     prototype_losses,
 )
-from training.masking import random_masks
 from training.methods.base import Method, SharedConfig, Step, Terms
 from training.methods.image_backbone import ImageBackboneConfig, image_backbone_term, title_term
 from training.methods.terms import name_term
 from training.settings import STRICT, Share
 from training.targets import TokenTargets, target_statistics
+
+
+def random_masks(
+    batch: int,
+    num_patches: int,
+    ratio: float,
+    generator: torch.Generator,
+    *,
+    rows: slice | None = None,
+) -> Tensor:
+    """Mask the same number of patches of each image, uniformly at random.
+
+    Args:
+        batch: G.
+        num_patches: N.
+        ratio: Share to mask, 0 to 1.
+        generator: Source of randomness, on the CPU. It advances by the whole batch, so that it
+            stays equal on ranks that take different rows of one batch.
+        rows: Images whose masks are returned; None for all.
+
+    Returns:
+        bool [B, N].
+
+    Raises:
+        ValueError: The ratio is outside 0..1.
+    """
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"the mask ratio must lie in 0..1, not {ratio}")
+    noise_GN = torch.rand(batch, num_patches, generator=generator)
+    order_BN = (noise_GN if rows is None else noise_GN[rows]).argsort(dim=1)
+    return order_BN < round(ratio * num_patches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)

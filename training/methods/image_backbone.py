@@ -54,10 +54,7 @@ def image_backbone_term(patches_BND: Tensor, cells_BNK: Tensor, projection: nn.L
 
 
 def title_term(
-    model: Tipsv2Model,
-    tokens: VisionTokens,
-    drawings: UnnamedDrawings,
-    temperature: Tensor,
+    model: Tipsv2Model, tokens: VisionTokens, drawings: UnnamedDrawings, temperature: Tensor
 ) -> Tensor:
     """InfoNCE of CLS1 with the titles over the global batch; 0 if no rank has a title."""
     if sum_over_ranks([len(drawings.titles)]) == [0]:

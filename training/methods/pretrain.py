@@ -13,13 +13,19 @@ from transformers import Tipsv2Model
 
 from model.features import VisionTokens, vision_tokens
 from training.data.batch import Batch
-from training.ema import EmaScope, averaged_copy, update_ema
 from training.heads import NameContrast
 from training.methods.base import Step, Terms, model_width
 from training.methods.captioned import CaptionedConfig, CaptionedMethod
 from training.methods.image_backbone import TARGET_WIDTH
 from training.settings import STRICT, Share
-from training.targets import Centering, patch_targets, whole_targets
+from training.targets import (
+    Centering,
+    EmaScope,
+    averaged_copy,
+    patch_targets,
+    update_ema,
+    whole_targets,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -67,9 +73,7 @@ class Pretrain(CaptionedMethod):
     def _new_centering(self) -> Centering:
         head = self.config.head
         return Centering(
-            head.num_prototypes,
-            temperature=head.teacher_temperature,
-            momentum=head.centre_momentum,
+            head.num_prototypes, temperature=head.teacher_temperature, momentum=head.centre_momentum
         )
 
     def training_step(self, batch: Batch, step: Step) -> tuple[Tensor, Terms]:

@@ -59,12 +59,9 @@ class Tail(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activations:
-    """Scenes of a part.
+    """Scenes of a part: float16 grids, and int16 labels of points, -1 for none.
 
-    Attributes:
-        fine_nChw: float16; of the scene.
-        coarse_nChw: float16; of the scene at half its size.
-        label_npp: int16; what a point of the scene shows, -1 for none.
+    The coarse grid is of the scene at half its size.
     """
 
     fine_nChw: NDArray[np.float16]

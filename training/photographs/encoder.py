@@ -1,6 +1,8 @@
 """Builds the encoder from cached cells: heads, and the known names of both spaces."""
 
+import functools
 import json
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -69,31 +71,12 @@ class KnownNames:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CellMoments:
-    """Moments of the fine and of the coarse cells."""
-
-    fine: Moments
-    coarse: Moments
-
-    @classmethod
-    def of(cls, cells: Cells, num_names: int) -> "CellMoments":
-        """Sum cells of `num_names` names."""
-        return cls(
-            fine=Moments.of(cells.fine_nF, cells.name_n, num_names),
-            coarse=Moments.of(cells.coarse_nF, cells.name_n, num_names),
-        )
-
-    def __add__(self, other: "CellMoments") -> "CellMoments":
-        return CellMoments(fine=self.fine + other.fine, coarse=self.coarse + other.coarse)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SplitMoments:
     """Moments of cells by the hash split: the evaluation twin is fitted without `withheld`."""
 
     names: tuple[str, ...]
-    kept: CellMoments
-    withheld: CellMoments
+    kept: Moments
+    withheld: Moments
 
     @classmethod
     def of(cls, parts: Iterable[tuple[Cells, Sequence[str]]], names: tuple[str, ...]) -> Self:
@@ -105,43 +88,34 @@ class SplitMoments:
         """
         index = {name: number for number, name in enumerate(names)}
         is_withheld_K = withheld(names)
-        none = CellMoments.of(Cells.none(), len(names))
-        sums = {False: none, True: none}
+        found = []
         for cells, own_names in parts:
             name_n = np.asarray([index[name.lower()] for name in own_names])[cells.name_n]
-            for is_withheld in sums:
-                chosen_n = is_withheld_K[name_n] == is_withheld
-                part = replace(cells.where(chosen_n), name_n=name_n[chosen_n])
-                sums[is_withheld] += CellMoments.of(part, len(names))
-        return cls(names=names, kept=sums[False], withheld=sums[True])
+            is_out_n = is_withheld_K[name_n]
+            named = replace(cells, name_n=name_n)
+            split = (named.where(chosen_n) for chosen_n in (~is_out_n, is_out_n))
+            kept, withheld_ = (Moments.of(part, len(names)) for part in split)
+            found.append(cls(names=names, kept=kept, withheld=withheld_))
+        return functools.reduce(operator.add, found)
 
     def __add__(self, other: Self) -> Self:
         kept, withheld = self.kept + other.kept, self.withheld + other.withheld
         return replace(self, kept=kept, withheld=withheld)
 
-    def all(self) -> CellMoments:
+    def all(self) -> Moments:
         """Moments of all names."""
         return self.kept + self.withheld
 
 
-def aligned(cells: Cells, drawings: CellMoments) -> Cells:
+def aligned(cells: Cells, drawings: Moments) -> Cells:
     """Shift cells of photographs, so that their mean comes closer to that of drawings.
 
     The two differ as a whole. Without the shift, "sky" and "street" were the best of thirty names
     for a photograph of a dog. With a shift by the whole difference, the sky of photographs that
     gave no regions was often called otherwise.
     """
-
-    def shift(own_nF: NDArray[np.float16], moments: Moments) -> NDArray[np.float16]:
-        offset_F = _SHIFT * (moments.mean() - own_nF.mean(0, dtype=np.float64))
-        shifted_nF: NDArray[np.float16] = (own_nF + offset_F).astype(np.float16)
-        return shifted_nF
-
-    return replace(
-        cells,
-        fine_nF=shift(cells.fine_nF, drawings.fine),
-        coarse_nF=shift(cells.coarse_nF, drawings.coarse),
-    )
+    offset_2F = _SHIFT * (drawings.mean() - cells.cells_n2F.mean(0, dtype=np.float64))
+    return replace(cells, cells_n2F=(cells.cells_n2F + offset_2F).astype(np.float16))
 
 
 def all_names(drawings: Sequence[str]) -> tuple[str, ...]:
@@ -154,9 +128,9 @@ def photographed_names() -> tuple[str, ...]:
     return tuple(name + PHOTOGRAPHED for name in region_names())
 
 
-def fit_drawings(moments: CellMoments, names: Sequence[str]) -> tuple[DrawingSpace, KnownNames]:
+def fit_drawings(moments: Moments, names: Sequence[str]) -> tuple[DrawingSpace, KnownNames]:
     """Fit the first space; concepts with several drawings become names of their own."""
-    fine, coarse = fit_discriminant(moments.fine), fit_discriminant(moments.coarse)
+    fine, coarse = (fit_discriminant(moments, scale) for scale in range(2))
     space = join(fine, coarse, DRAWING_WIDTH)
     groups = known_groups(names)
     vectors_KD = merged(space.names_KD, list(groups.values()))
@@ -265,10 +239,7 @@ def region_classes(vision: CellVision, regions: Cells) -> dict[str, NDArray[np.f
     ImageNet has no class of sky or grass. Without these vectors, 17 % of the cells of sky in
     photographs that gave none of the sky's own were called sky; with them, 47 %.
     """
-    fine, coarse = (
-        torch.from_numpy(cells_nF.astype(np.float32))[None]
-        for cells_nF in (regions.fine_nF, regions.coarse_nF)
-    )
+    fine, coarse = torch.from_numpy(regions.cells_n2F.astype(np.float32)).transpose(0, 1)[:, None]
     classes_nD = vision.describe_classes(fine, coarse)[0].numpy()
     return {
         name: classes_nD[regions.name_n == number].mean(0)

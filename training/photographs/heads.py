@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.segmentation import l2_normalize
+from training.photographs.trunk_features import Cells
 
 # The within-class covariance is too thin for so many features: its mean variance is added to each.
 # Fewer views of each name need a larger share.
@@ -25,50 +26,44 @@ _CLASS_KERNEL = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moments:
-    """Sums over cells that a discriminant is fitted from; the sums of two sets of cells add up.
+    """Sums over cells that discriminants are fitted from; the sums of two sets of cells add up.
 
     Attributes:
         count_K: Cells of each name.
-        sum_KF: float64; sum of each name's cells.
-        product_FF: float64; sum of the outer products of all cells.
+        sum_2KF: float64; sum of each name's cells, fine and coarse.
+        product_2FF: float64; sum of the outer products of all cells, likewise.
     """
 
     count_K: NDArray[np.int64]
-    sum_KF: NDArray[np.float64]
-    product_FF: NDArray[np.float64]
+    sum_2KF: NDArray[np.float64]
+    product_2FF: NDArray[np.float64]
 
     @classmethod
-    def of(cls, cells_nF: NDArray[np.float16], name_n: NDArray[np.int64], num_names: int) -> Self:
-        """Sum cells, which are widened in chunks.
-
-        Args:
-            cells_nF: Cells of every name.
-            name_n: Name of each cell.
-            num_names: K.
-        """
-        width = cells_nF.shape[1]
-        sum_KF, product_FF = np.zeros((num_names, width)), np.zeros((width, width))
-        for start in range(0, len(cells_nF), _CHUNK):
+    def of(cls, cells: Cells, num_names: int) -> Self:
+        """Sum cells of `num_names` names, which are widened in chunks."""
+        width, name_n = cells.cells_n2F.shape[2], cells.name_n
+        sum_2KF, product_2FF = np.zeros((2, num_names, width)), np.zeros((2, width, width))
+        for start in range(0, len(name_n), _CHUNK):
             part = slice(start, start + _CHUNK)
-            chunk_nF = cells_nF[part].astype(np.float32)
-            np.add.at(sum_KF, name_n[part], chunk_nF)
-            product_FF += chunk_nF.T @ chunk_nF
-        return cls(
-            count_K=np.bincount(name_n, minlength=num_names), sum_KF=sum_KF, product_FF=product_FF
-        )
+            chunk_n2F = cells.cells_n2F[part].astype(np.float32)
+            for scale in range(2):
+                np.add.at(sum_2KF[scale], name_n[part], chunk_n2F[:, scale])
+                product_2FF[scale] += chunk_n2F[:, scale].T @ chunk_n2F[:, scale]
+        count_K = np.bincount(name_n, minlength=num_names)
+        return cls(count_K=count_K, sum_2KF=sum_2KF, product_2FF=product_2FF)
 
     def __add__(self, other: Self) -> Self:
         return replace(
             self,
             count_K=self.count_K + other.count_K,
-            sum_KF=self.sum_KF + other.sum_KF,
-            product_FF=self.product_FF + other.product_FF,
+            sum_2KF=self.sum_2KF + other.sum_2KF,
+            product_2FF=self.product_2FF + other.product_2FF,
         )
 
     def mean(self) -> NDArray[np.float64]:
-        """Mean of all cells, [F]."""
-        mean_F: NDArray[np.float64] = self.sum_KF.sum(0) / max(int(self.count_K.sum()), 1)
-        return mean_F
+        """Mean of all cells, [2, F]."""
+        mean_2F: NDArray[np.float64] = self.sum_2KF.sum(1) / max(int(self.count_K.sum()), 1)
+        return mean_2F
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +81,11 @@ class Discriminant:
     means_KF: NDArray[np.float32]
 
 
-def fit_discriminant(moments: Moments) -> Discriminant:
-    """Whiten features by the covariance within names."""
+def fit_discriminant(moments: Moments, scale: int) -> Discriminant:
+    """Whiten features by the covariance within names; scale 0 is fine, 1 coarse."""
     count_K1 = moments.count_K[:, None]
-    means_KF = moments.sum_KF / np.maximum(count_K1, 1)
-    within_FF = moments.product_FF - (means_KF * count_K1).T @ means_KF
+    means_KF = moments.sum_2KF[scale] / np.maximum(count_K1, 1)
+    within_FF = moments.product_2FF[scale] - (means_KF * count_K1).T @ means_KF
     within_FF /= count_K1.sum()
     within_FF[np.diag_indices_from(within_FF)] += _SHRINKAGE * within_FF.trace() / len(within_FF)
     whitening_FF = np.linalg.inv(np.linalg.cholesky(within_FF)).T
@@ -108,12 +103,7 @@ def fit_discriminant(moments: Moments) -> Discriminant:
 class DrawingSpace:
     """The first space: `(fine - mean) @ fine_DF.T + (coarse - mean) @ coarse_DF.T`, of unit length.
 
-    Attributes:
-        fine_DF: Map of the fine cells.
-        coarse_DF: Map of the coarse cells.
-        fine_mean_F: Mean of the fine cells.
-        coarse_mean_F: Mean of the coarse cells.
-        names_KD: The names' own vectors, of unit length.
+    `names_KD` are the names' own vectors, of unit length.
     """
 
     fine_DF: NDArray[np.float32]
@@ -124,13 +114,7 @@ class DrawingSpace:
 
 
 def join(fine: Discriminant, coarse: Discriminant, width: int) -> DrawingSpace:
-    """Reduce both scales to the directions in which the names differ most.
-
-    Args:
-        fine: Of the fine cells.
-        coarse: Of the coarse cells, with the same names.
-        width: D1.
-    """
+    """Reduce both scales to the `width` directions in which the names differ most."""
     both_KG = np.concatenate([fine.means_KF, _COARSE_SCALE * coarse.means_KF], axis=1)
     # Every name counts alike, however far its mean lies from the others.
     _, _, axes = np.linalg.svd(l2_normalize(both_KG), full_matrices=False)

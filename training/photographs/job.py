@@ -20,7 +20,7 @@ from training.data.art import ART_SETS
 from training.data.backgrounds import load_photos
 from training.data.folder import DataFolder
 from training.evaluate.encoder import encode_names
-from training.evaluate.report import PAINTED, count_entries, write_scores
+from training.evaluate.report import PAINTED, count_entries
 from training.evaluate.sets import SegmentationBenchmark, held_out_scenes
 from training.options import option
 from training.photographs.encoder import (
@@ -31,16 +31,12 @@ from training.photographs.encoder import (
     photographed_names,
 )
 from training.photographs.regions import fetch_photographs, region_cells
-from training.photographs.scenes import (
-    FURTHER_STYLES,
-    NamedDrawings,
-    ViewSource,
-    build_drawings,
-)
+from training.photographs.scenes import FURTHER_STYLES, NamedDrawings, ViewSource, build_drawings
 from training.photographs.trunk_features import Cells, RunTrunk, compile_trunk, compute_pass
 from training.photographs.trunk_training import Finetuning
 from training.pretrained.image_trunk import load_trunk
 from training.run_record import code_version
+from training.score_entries import write_scores
 
 NATIVE_SIZE = 320
 TWIN = "evaluation twin"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from training.data.array_record import ArrayRecord
-from training.data.art import emoji_drawings, emoji_groups, open_furniture, square_sprite
+from training.data.art import emoji_drawings, emoji_groups, open_furniture, sprites_of
 from training.data.backgrounds import Photo, draw_background
 from training.data.concepts import Concept, all_concepts
 from training.data.folder import EMOJI_TRAIN_STYLES
@@ -36,13 +36,7 @@ _LEFT_OUT = ("o\u2019clock", "-thirty")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedDrawings(ArrayRecord):
-    """Drawings by name.
-
-    Attributes:
-        rgba_MSS4: uint8, straight alpha; alpha above 127 is the mask.
-        name_M: Index into `names`.
-        names: Each once.
-    """
+    """Drawings, uint8 with straight alpha above 127 where the mask is, and the name of each."""
 
     is_compressed = True
 
@@ -71,16 +65,12 @@ def _drawings(folders: ArtFolders) -> Iterator[tuple[str, Image.Image]]:
 
 def build_drawings(folders: ArtFolders) -> NamedDrawings:
     """Render every named drawing of the styles that may be trained on (20 s)."""
-    rgba, found = [], []
-    for name, drawing in _drawings(folders):
-        sprite = square_sprite(drawing, SPRITE_PIXELS)
-        if sprite is not None and name:
-            rgba.append(sprite)
-            found.append(name)
+    named = ((name, drawing) for name, drawing in _drawings(folders) if name)
+    found, rgba_MSS4 = sprites_of(named, SPRITE_PIXELS)
     names = tuple(dict.fromkeys(found))
     index = {name: number for number, name in enumerate(names)}
     return NamedDrawings(
-        rgba_MSS4=np.stack(rgba), name_M=np.asarray([index[name] for name in found]), names=names
+        rgba_MSS4=rgba_MSS4, name_M=np.asarray([index[name] for name in found]), names=names
     )
 
 
@@ -146,13 +136,7 @@ class _Canvas:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewSource:
-    """Composes scenes of four drawings side by side; a pass shows each drawing once.
-
-    Attributes:
-        drawings: What is shown.
-        photos: Background photographs.
-        size: Side of a scene in pixels.
-    """
+    """Composes scenes of four drawings side by side; a pass shows each drawing once."""
 
     drawings: NamedDrawings
     photos: Sequence[Photo]
@@ -181,15 +165,7 @@ class ViewSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrowdSource:
-    """Composes scenes of overlapping drawings; a part shows every drawing about once.
-
-    Attributes:
-        rgba_MSS4: uint8, straight alpha.
-        label_M: What each sprite shows.
-        photos: Background photographs.
-        size: Side of a scene in pixels.
-        scenes_per_part: Scenes of a part.
-    """
+    """Composes scenes of overlapping drawings; a part shows every drawing about once."""
 
     rgba_MSS4: NDArray[np.uint8]
     label_M: NDArray[np.int64]
@@ -210,9 +186,9 @@ class CrowdSource:
         """Crowds of the drawings of views, and of further ones.
 
         Args:
-            views: Its drawings are labelled by their own names.
+            views: Its drawings are labelled by `label_of` their own names in lower case.
             bank: Its further styles are labelled by concepts that the drawings show.
-            label_of: Labels of the drawings' names in lower case.
+            label_of: See above.
             first_concept: Label of the first of `all_concepts()`; the others follow.
             scenes_per_part: Scenes of a part.
         """

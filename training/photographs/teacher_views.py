@@ -74,18 +74,14 @@ def compile_vision(teacher: Encoder) -> Look:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """Computes and keeps parts; part i is always the same.
+    """Computes and keeps parts of `part_size` views; part i is always the same.
 
     Attributes:
-        folder: Of the parts.
         source: Views of drawings at the teacher's native size.
         crowds: Overlapping drawings, labelled by `names` or by what is behind them; a part of the
             pool takes its scenes from one part of these.
-        data: The data folder, with the photographs.
         names: The known names, in lower case.
-        space: The student's.
         look: The teacher.
-        part_size: P.
     """
 
     folder: Path

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from model.cell_encoder import TwoScales
-from model.efficientnet_lite import FEATURE_WIDTH, STRIDE
+from model.efficientnet_lite import STRIDE
 from training.data.array_record import ArrayRecord
 from training.photographs.scenes import ViewSource
 from training.pretrained.compiled import compile_for_images
@@ -30,29 +30,16 @@ class Cells(ArrayRecord):
     """Cells and what they show.
 
     Attributes:
-        fine_nF: float16; cells of the image.
-        coarse_nF: float16; cells of the image at half its size, at the same places.
+        cells_n2F: float16; of the image, and of the image at half its size at the same place.
         name_n: Index of the name.
     """
 
-    fine_nF: NDArray[np.float16]
-    coarse_nF: NDArray[np.float16]
+    cells_n2F: NDArray[np.float16]
     name_n: NDArray[np.int64]
-
-    @classmethod
-    def none(cls) -> Self:
-        """No cells."""
-        empty_nF = np.zeros((0, FEATURE_WIDTH), np.float16)
-        return cls(fine_nF=empty_nF, coarse_nF=empty_nF, name_n=np.zeros(0, np.int64))
 
     def where(self, is_chosen_n: NDArray[np.bool_]) -> Self:
         """The cells that are marked."""
-        return replace(
-            self,
-            fine_nF=self.fine_nF[is_chosen_n],
-            coarse_nF=self.coarse_nF[is_chosen_n],
-            name_n=self.name_n[is_chosen_n],
-        )
+        return replace(self, cells_n2F=self.cells_n2F[is_chosen_n], name_n=self.name_n[is_chosen_n])
 
 
 def compile_trunk(trunk: nn.Module, size: int) -> RunTrunk:
@@ -81,17 +68,14 @@ def covered_cells(
     return found
 
 
-def collect_cells(
-    scenes: Iterable[tuple[Grids, NDArray[np.int32], np.random.Generator]],
-) -> Cells:
+def collect_cells(scenes: Iterable[tuple[Grids, NDArray[np.int32], np.random.Generator]]) -> Cells:
     """Cells of the objects of several scenes, from their grids and masks."""
-    fine, coarse, names = [], [], []
-    for (fine_Fhw, coarse_Fhw), mask_SS, rng in scenes:
+    cells, names = [], []
+    for grids, mask_SS, rng in scenes:
         for row, column, name in covered_cells(mask_SS, rng):
-            fine.append(fine_Fhw[:, row, column].astype(np.float16))
-            coarse.append(coarse_Fhw[:, row, column].astype(np.float16))
+            cells.append(np.stack([grid_Fhw[:, row, column] for grid_Fhw in grids]))
             names.append(name)
-    return Cells(fine_nF=np.stack(fine), coarse_nF=np.stack(coarse), name_n=np.asarray(names))
+    return Cells(cells_n2F=np.stack(cells).astype(np.float16), name_n=np.asarray(names))
 
 
 def compute_pass(source: ViewSource, run: RunTrunk, number: int) -> Cells:

@@ -27,7 +27,6 @@ from model.cell_encoder import smooth
 from model.efficientnet_lite import Trunk
 from model.files import atomic_file
 from training.data.folder import DataFolder
-from training.ema import averaged_copy, update_ema
 from training.photographs.activations import (
     POINT_PIXELS,
     Activations,
@@ -46,12 +45,8 @@ from training.photographs.encoder import (
 from training.photographs.heads import DrawingSpace
 from training.photographs.regions import region_view
 from training.photographs.scenes import CrowdSource, Scene, ViewSource
-from training.photographs.trunk_features import (
-    Cells,
-    Grids,
-    collect_cells,
-    compile_scales,
-)
+from training.photographs.trunk_features import Cells, Grids, collect_cells, compile_scales
+from training.targets import averaged_copy, update_ema
 
 BATCH = 16
 _PHOTOGRAPHS = 2  # crops of photographs in a step
@@ -166,16 +161,11 @@ class TailTrainer:
     def train(
         self, part: Activations, photographs: Activations, total: int
     ) -> list[tuple[float, float, float]]:
-        """Show each scene of a part once.
-
-        Args:
-            part: Scenes.
-            photographs: Crops that ImageNet's probabilities are kept on.
-            total: Steps of the whole training.
+        """Show each scene of a part once; classes are kept on the photographs.
 
         Returns:
-            For each step the loss of names, that of classes, and the share of points that are named
-            rightly, in percent.
+            For each step, of which the training has `total`, the loss of names, that of classes,
+            and the share of points that are named rightly, in percent.
         """
         rows: list[tuple[float, float, float]] = []
         for chosen in self._batches(len(part.fine_nChw)):
@@ -266,14 +256,7 @@ _CROPS = 240
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finetuning:
-    """Settings.
-
-    Attributes:
-        source: Views of the drawings.
-        data: The data folder, with photographs and the further drawings of crowds.
-        folder: Of the run.
-        parts: Parts that are learnt; 0 leaves the trunk as it is.
-    """
+    """Trains on views, crowds and photographs in `parts`; 0 leaves the trunk as it is."""
 
     source: ViewSource
     data: DataFolder

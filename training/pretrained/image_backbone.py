@@ -113,12 +113,9 @@ class ImageBackboneTargets:
 
 
 def load_image_backbone(folder: Path, images: Iterable[Tensor], width: int) -> ImageBackboneTargets:
-    """Load the backbone, with axes fitted to a run's own images.
+    """Load the backbone, with `width` axes fitted to a run's own images.
 
-    Args:
-        folder: Of the run. The axes are kept here, so that a resumed run has the same.
-        images: Batches [B, 3, H, W] to fit the axes to; read only if there is no file of axes.
-        width: K.
+    The axes are kept in the run's folder, so that a resumed run has the same.
     """
     backbone = FrozenImageBackbone()
     path = folder / BASIS_FILE

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer, Tipsv2Model, Tipsv2Tokenizer
 from model.features import text_features
 from training.data.batch import tokenize
 from training.pretrained.image_backbone import fit_basis
-from training.pretrained.weights import MINILM, weights_file
+from training.pretrained.image_trunk import MINILM, weights_file
 
 _BATCH = 128
 
@@ -52,17 +52,10 @@ def warm_up_text_tower(
     num_steps: int,
     seed: int,
 ) -> float:
-    """Regress a text tower to MiniLM's embeddings of the texts, reduced to its width.
-
-    Args:
-        model: Its text tower is trained in place.
-        tokenizer: The model's.
-        texts: What to learn from: names in prompts, keywords, captions.
-        num_steps: Batches of 128.
-        seed: Of the order.
+    """Regress a model's text tower to MiniLM's embeddings of texts, in place.
 
     Returns:
-        The mean cosine with the targets over the last fifty steps.
+        The mean cosine with the targets over the last fifty steps, of 128 texts each.
     """
     sentences_CF = sentence_embeddings(texts)
     basis = fit_basis(sentences_CF, model.text_model.config.hidden_size)

@@ -1,15 +1,100 @@
-"""The bundled student: of the first student, then of the encoder for photographs."""
+"""The bundled student, from nothing: a teacher, two students of drawings, one of photographs."""
 
 from pathlib import Path
 
-from training.config import TrainingConfig, ViewsConfig
+from training.config import ModelConfig, TrainingConfig, ViewsConfig
 from training.data.loader import DataConfig, Stage
 from training.data.scenes import SceneConfig
+from training.heads import SMALL_HEAD
 from training.methods.distill import DistillConfig
 from training.methods.image_backbone import ImageBackboneConfig
+from training.methods.pretrain import PretrainConfig
 from training.methods.space import SpaceConfig
 from training.optim import OptimConfig
-from training.recipes.first_light import FIRST_STUDENT, close_ups
+
+FIRST_TEACHER, FIRST_STUDENT = "first-teacher", "first-student"
+
+
+def close_ups(*, until: float, common_share: float, unnamed: int = 0) -> Stage:
+    """Small images of one large drawing each: cheap, and with an unambiguous name."""
+    return Stage(
+        until=until,
+        scenes=SceneConfig(
+            size=56,
+            count_weights=(1.0,),
+            min_size=0.6,
+            max_size=1.0,
+            common_share=common_share,
+            is_augmented=True,
+        ),
+        unnamed=unnamed,
+    )
+
+
+def teacher() -> TrainingConfig:
+    """Pretrain a small teacher: two caption streams, and iBOT++ in the second half."""
+    return TrainingConfig(
+        name=FIRST_TEACHER,
+        method=PretrainConfig(dino_weight=0.0, ibot_start=0.5, head=SMALL_HEAD),
+        data=DataConfig(
+            stages=(
+                close_ups(until=0.25, common_share=0.5),
+                Stage(scenes=SceneConfig(size=84, is_augmented=True)),
+            )
+        ),
+        optim=OptimConfig(muon_lr=9e-3, adamw_lr=3e-3),
+        text_warmup_steps=1200,
+        batch_size=64,
+        num_steps=1600,
+    )
+
+
+def first_student() -> TrainingConfig:
+    """Distil the first teacher, contrast patches with names, end at a higher resolution."""
+
+    def scenes(size: int, *count_weights: float) -> SceneConfig:
+        return SceneConfig(
+            size=size, count_weights=count_weights, common_share=0.8, is_augmented=True
+        )
+
+    return TrainingConfig(
+        name=FIRST_STUDENT,
+        method=DistillConfig(
+            image_backbone=ImageBackboneConfig(weight=1.0, scenes_until=0.31),
+            patch_weight=1.0,
+            patch_from=0.5,
+            patch_until=0.69,
+            head=SMALL_HEAD,
+            names_weight=1.0,
+        ),
+        model=ModelConfig(),
+        data=DataConfig(
+            stages=(
+                close_ups(until=0.31, common_share=0.8),
+                Stage(until=0.87, scenes=scenes(84, 0.25, 0.4, 0.35)),
+                Stage(scenes=scenes(112, 0.2, 0.4, 0.4)),
+            )
+        ),
+        optim=OptimConfig(muon_lr=6e-3, adamw_lr=2e-3),
+        text_warmup_steps=1200,
+        teacher=Path("runs") / FIRST_TEACHER,
+        num_steps=5600,
+    )
+
+
+def debug() -> TrainingConfig:
+    """Run both losses of the teacher for a minute, as a test."""
+    return TrainingConfig(
+        name="debug",
+        method=PretrainConfig(dino_weight=0.0, ibot_start=0.5, head=SMALL_HEAD, names_weight=1.0),
+        model=ModelConfig(dim=48, vision_layers=2, text_layers=1, heads=2, native_size=56),
+        data=DataConfig(stages=(close_ups(until=1.0, common_share=0.5),)),
+        batch_size=16,
+        num_steps=20,
+        log_every=5,
+        validate_every=20,
+    )
+
 
 _CLOSE_UPS_UNTIL = 0.28
 

@@ -17,16 +17,16 @@ from model.variants import VARIANTS
 from training.config import ModelConfig, TrainingConfig, text_of, vision_of
 from training.data.crops import TIPSV2_CROPS, CropConfig
 from training.data.shards.batches import ShardsConfig
-from training.data.shards.image_folder import open_store
 from training.data.shards.sample import DataSummary
+from training.data.shards.store import open_store
 from training.heads import SMALL_HEAD, HeadConfig
 from training.methods.distill import DistillConfig, PatchLoss, TextStart
 from training.methods.pretrain import PretrainConfig
 from training.methods.teacher import find_model, read_heads
 from training.optim import OptimConfig
 from training.options import option
-from training.overrides import SETTING
 from training.recipes.scale import HEAD, PEAK_LR, WARMUP_SHARE
+from training.settings import SETTING
 from training.tokenizer import find_tokenizer
 
 SMALL = "small"
@@ -65,13 +65,7 @@ class FolderRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherFacts:
-    """Properties of the teacher in a folder.
-
-    Attributes:
-        config: Of the model.
-        num_prototypes: Of its head; None if it has none.
-        vocab_size: Of its tokenizer; None if the folder has none.
-    """
+    """A teacher's model, and the sizes of its head and tokenizer; None where there is none."""
 
     config: Tipsv2Config
     num_prototypes: int | None
@@ -118,7 +112,7 @@ def describe_pair(config: TrainingConfig, facts: TeacherFacts) -> Sequence[str]:
 
 def distill_folder(options: FolderRun, teacher: Path, facts: TeacherFacts) -> TrainingConfig:
     """Distil a teacher with these properties into a student on a folder of images."""
-    counts = open_store(options.images).summary()
+    counts = open_store(options.images).summary
     model, head = _model(options.size), _head(options.size)
     text_start = _text_start(model, facts)
     patch_loss = _patch_loss(facts, counts, text_start)
@@ -135,7 +129,7 @@ def distill_folder(options: FolderRun, teacher: Path, facts: TeacherFacts) -> Tr
 
 def pretrain_folder(options: FolderRun) -> TrainingConfig:
     """Pretrain a model on a folder of images with captions."""
-    counts = open_store(options.images).summary()
+    counts = open_store(options.images).summary
     method = PretrainConfig(head=_head(options.size))
     return _run(options, method, _model(options.size), counts)
 

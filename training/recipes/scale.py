@@ -50,9 +50,7 @@ TEACHER = "teacher-g14"
 def _optim(num_steps: int, *, lr_share: float = 1.0) -> OptimConfig:
     """AdamW, which also trains parameters that are sharded over the ranks."""
     return OptimConfig(
-        optimizer="adamw",
-        adamw_lr=PEAK_LR * lr_share,
-        warmup_steps=round(num_steps * WARMUP_SHARE),
+        optimizer="adamw", adamw_lr=PEAK_LR * lr_share, warmup_steps=round(num_steps * WARMUP_SHARE)
     )
 
 

@@ -18,7 +18,7 @@ from training.heads import HeadConfig
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
 from training.optim import OptimConfig
-from training.reproduce.cells import CellConfig
+from training.reproduce.scenes import CellConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,18 +26,11 @@ class Scale:
     """Sizes that all arms share.
 
     Attributes:
-        cells: The scenes.
-        width: D of teachers and students.
         layers: Blocks on top of the cells.
-        heads: Attention heads.
-        head: The prototype head.
-        batch_size: Scenes of a step.
         start_steps: Of contrast, before the arms branch off.
         pretrain_steps: Of each arm after the start.
         head_alone: Share of these steps in which the patch loss trains the head alone.
         ramp: Share of these steps at which the patch loss has its whole weight.
-        distill_steps: Of each student.
-        optim: Peaks and warm-up of starts and students.
         branch_optim: Of the arms that continue from the start; a high peak would first undo it.
     """
 
@@ -88,12 +81,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One training of each seed.
-
-    Attributes:
-        config: What it trains, from what it starts, and who teaches it.
-        captions: Which captions supervise which CLS token.
-    """
+    """One training of each seed, and which captions supervise which CLS token."""
 
     config: TrainingConfig
     captions: CaptionSampling = SCENE_CAPTIONS

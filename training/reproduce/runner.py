@@ -32,9 +32,8 @@ from training.methods.base import Method
 from training.methods.distill import Distill, DistillConfig
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.methods.teacher import HEAD_FILE, MODEL_FOLDER, load_teacher
-from training.reproduce.cells import NAMES, CellScenes
 from training.reproduce.plan import Arm, Scale, planned
-from training.reproduce.texts import CellBatches, FixedTexts, TextTable
+from training.reproduce.scenes import NAMES, CellBatches, CellScenes, FixedTexts, TextTable
 from training.start import load_heads, load_start
 from training.trainer import Trainer
 
@@ -44,14 +43,7 @@ _BATCH = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Setup:
-    """What all arms share.
-
-    Attributes:
-        scale: Sizes.
-        sets: Scenes: "train", and the test sets "seen" and "unseen".
-        texts: Their captions and the names.
-        runs: Parent of the seeds' folders.
-    """
+    """What all arms share: the scenes "train", "seen" and "unseen", their texts, and the runs."""
 
     scale: Scale
     sets: Mapping[str, CellScenes]
@@ -112,9 +104,7 @@ def encode(model: Tipsv2Model, scenes: CellScenes) -> dict[str, NDArray[np.float
 
 
 def segment(
-    features: Mapping[str, NDArray[np.float32]],
-    scenes: CellScenes,
-    classes_KD: NDArray[np.float32],
+    features: Mapping[str, NDArray[np.float32]], scenes: CellScenes, classes_KD: NDArray[np.float32]
 ) -> dict[str, dict[str, float]]:
     """MIoU and "which" of patches, of painted CLS1, and of painting the largest object."""
     masks = scenes.mask_SHW
@@ -124,11 +114,9 @@ def segment(
         LARGEST: largest_object(masks, NAMES),
     }
     counts = {name: count_scenes(masks, NAMES, maps) for name, maps in cosines.items()}
+    measures = {"mIoU": SceneCounts.miou, "which": SceneCounts.which}
     return {
-        name: {
-            "mIoU": round(one.overall(SceneCounts.miou), 3),
-            "which": round(one.overall(SceneCounts.which), 3),
-        }
+        name: {title: round(one.overall(measure), 3) for title, measure in measures.items()}
         for name, one in counts.items()
     }
 

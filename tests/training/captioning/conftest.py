@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from tests.training.tiny_paligemma import write_paligemma
-from training.data.shards.manifest import index_shards
 from training.data.shards.sample import BrokenList, Sample
+from training.data.shards.store import index_shards
 from training.data.shards.tar_shard import write_shard
 
 

@@ -10,8 +10,8 @@ from tests.training.captioning.conftest import Batches
 from training.__main__ import main
 from training.captioning.gemini_config import read_api_key
 from training.captioning.job import read_shard
-from training.data.shards.manifest import ShardStore
 from training.data.shards.sample import Sample
+from training.data.shards.store import ShardStore
 
 
 @pytest.fixture

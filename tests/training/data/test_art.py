@@ -13,12 +13,10 @@ import pytest
 from PIL import Image
 
 from training.data import sprites
-from training.data.art import (
-    emoji_drawings,
-    icon_drawings,
-)
+from training.data.art import emoji_drawings, icon_drawings
 from training.data.concepts import Concept, all_concepts
-from training.data.sprites import ArtFolders, SpriteBank, load_bank
+from training.data.folder import load_bank
+from training.data.sprites import ArtFolders, SpriteBank
 from training.data.unnamed import (
     CLOSE_UP,
     ICON_SETS,

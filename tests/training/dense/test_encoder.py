@@ -7,7 +7,7 @@ import pytest
 
 from model.package import ModelPackage
 from model.preprocess import Fit, prepare_image
-from training.dense.encoder import FrozenEncoder
+from training.dense.labelled import FrozenEncoder
 
 WIDE = np.random.default_rng(1).integers(0, 256, (56, 84, 3), np.uint8)
 

@@ -15,8 +15,7 @@ from model.labelled.sets import SetError, read_segmentation
 from model.package import ModelPackage, open_package
 from training.__main__ import main
 from training.dense import labelled
-from training.dense.encoder import FrozenEncoder
-from training.dense.labelled import LabelledData, hold_out
+from training.dense.labelled import FrozenEncoder, LabelledData, hold_out
 
 
 def known(name: str, folder: Path, kept: Path) -> LabelledData:

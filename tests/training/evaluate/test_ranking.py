@@ -6,11 +6,7 @@ import pytest
 from model.scores.ranking import rank
 from training.data.scenes import SceneSource
 from training.data.sprites import SpriteBank
-from training.evaluate.ranking import (
-    ClassificationBenchmark,
-    rank_both_ways,
-    single_drawings,
-)
+from training.evaluate.ranking import ClassificationBenchmark, rank_both_ways, single_drawings
 
 
 @pytest.mark.parametrize(

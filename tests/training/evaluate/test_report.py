@@ -15,6 +15,7 @@ from training.data.scenes import Scene
 from training.evaluate import report
 from training.evaluate.report import ChosenEncoder, Models
 from training.evaluate.sets import SegmentationBenchmark
+from training.score_entries import write_scores
 
 STUDENTS = ("student", "student, seed 1")
 MODELS = (*STUDENTS, "teacher", "served")
@@ -78,10 +79,7 @@ def test_segmentation_has_every_row_with_intervals_and_differences(
 
 @pytest.mark.slow
 def test_a_whole_evaluation(
-    encoder: Tipsv2Encoder,
-    data_folder: DataFolder,
-    tmp_path: Path,
-    tokenizer: Tipsv2Tokenizer,
+    encoder: Tipsv2Encoder, data_folder: DataFolder, tmp_path: Path, tokenizer: Tipsv2Tokenizer
 ) -> None:
     folder = tmp_path / "model"
     encoder.model.save_pretrained(folder)
@@ -93,6 +91,6 @@ def test_a_whole_evaluation(
     assert tasks[report.SEGMENTATION] == 5 * len(SEGMENTATION_ROWS)
     assert tasks[report.RETRIEVAL] == 2 * 2 * len(RANKED) * 4
     assert tasks[report.CLASSIFICATION] == 6 * len(RANKED) * 2
-    report.write_scores(tmp_path, entries)
+    write_scores(tmp_path, entries)
     saved = (tmp_path / "scores.json").read_bytes()
     assert TypeAdapter(list[ScoreEntry]).validate_json(saved) == entries

@@ -14,9 +14,8 @@ from training.config import TrainingConfig
 from training.data.batch import RunShare
 from training.data.crops import CropConfig
 from training.data.shards.batches import ShardsConfig
-from training.data.shards.image_folder import ImageFolder
 from training.data.shards.sample import DataSummary
-from training.data.shards.writing import build_shards
+from training.data.shards.store import ImageFolder, build_shards
 from training.evaluate.ranking import ClassificationBenchmark
 from training.inputs.images import BROKEN_FILE, ImageInputs, check_losses, describe_losses
 from training.methods.distill import DistillConfig

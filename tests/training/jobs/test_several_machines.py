@@ -11,14 +11,7 @@ from typing import Any
 import pytest
 from transformers import Tipsv2Model
 
-from tests.deploy.training_steps import (
-    Places,
-    Step,
-    build,
-    environment,
-    find,
-    make_step,
-)
+from tests.deploy.training_steps import Places, Step, build, environment, find, make_step
 from tests.training.jobs.conftest import Running, in_float32
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

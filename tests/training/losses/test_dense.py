@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from training.losses.depth import (
+from training.losses.dense import (
     SCALE_WEIGHT,
+    angular_loss,
     depth_gradient_loss,
     scale_invariant_log_loss,
 )
-from training.losses.normals import angular_loss
 
 TRUTH = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0)) + 1
 

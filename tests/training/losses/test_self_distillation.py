@@ -33,9 +33,7 @@ def test_tokens_equal_a_float64_reference_and_are_never_below_the_teachers_entro
 
 
 @pytest.mark.parametrize("supervised", ["all", "masked"])
-def test_visible_patches_count_only_with_ibot_plus_plus(
-    supervised: Supervised,
-) -> None:
+def test_visible_patches_count_only_with_ibot_plus_plus(supervised: Supervised) -> None:
     logits_BNK, teacher_BNK = random_pair()
     loss_BN = token_losses(logits_BNK, teacher_BNK)
     counted_BN = MASKED_BN if supervised == "masked" else torch.ones(2, 3).bool()

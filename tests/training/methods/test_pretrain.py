@@ -11,7 +11,7 @@ from tests.training.conftest import TINY_HEAD
 from tests.training.methods.conftest import take_step
 from training.data.batch import Batch
 from training.losses.distillation import Supervised, dino_loss, ibot_loss, token_losses
-from training.masking import random_masks
+from training.methods.captioned import random_masks
 from training.methods.pretrain import Pretrain, PretrainConfig
 
 HEAD = replace(TINY_HEAD, ema_momentum=0.9)

@@ -45,11 +45,9 @@ def cells(seed: int, num_names: int) -> Cells:
     """Twenty cells of each name, each around a mean of its own."""
     rng = np.random.default_rng(seed)
     name_n = np.repeat(np.arange(num_names), 20)
-    means = rng.normal(size=(2, num_names, 1280))
-    fine, coarse = (m[name_n] + rng.normal(size=(len(name_n), 1280)) for m in means)
-    return Cells(
-        fine_nF=fine.astype(np.float16), coarse_nF=coarse.astype(np.float16), name_n=name_n
-    )
+    cells_n2F = rng.normal(size=(num_names, 2, 1280))[name_n]
+    cells_n2F += rng.normal(size=cells_n2F.shape)
+    return Cells(cells_n2F=cells_n2F.astype(np.float16), name_n=name_n)
 
 
 def random_space(num_names: int) -> DrawingSpace:

@@ -42,15 +42,13 @@ def moments(*parts: tuple[Cells, Sequence[str]]) -> SplitMoments:
 def test_cells_of_equal_names_become_one_and_withheld_names_are_summed_apart() -> None:
     joined = moments((cells(0, 4), NAMES), (cells(1, 2), ("Lion", "sky")))
     assert joined.names == (*NAMES, "sky")
-    assert joined.all().fine.count_K.tolist() == [20, 20, 40, 20, 20]
-    assert joined.withheld.coarse.count_K.tolist() == [0, 0, 40, 0, 0]  # "lion"
-    assert joined.kept.coarse.count_K.tolist() == [20, 20, 0, 20, 20]
+    assert joined.all().count_K.tolist() == [20, 20, 40, 20, 20]
+    assert joined.withheld.count_K.tolist() == [0, 0, 40, 0, 0]  # "lion"
+    assert joined.kept.count_K.tolist() == [20, 20, 0, 20, 20]
 
 
 def described(encoder: CellEncoder, shown: Cells, space: str) -> Tensor:
-    fine, coarse = (
-        torch.from_numpy(x.astype(np.float32))[None] for x in (shown.fine_nF, shown.coarse_nF)
-    )
+    fine, coarse = torch.from_numpy(shown.cells_n2F.astype(np.float32)).transpose(0, 1)[:, None]
     found_1nD: Tensor = getattr(encoder.vision, space)(fine, coarse)
     return found_1nD[0]
 

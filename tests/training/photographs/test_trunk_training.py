@@ -15,8 +15,7 @@ from tests.training.photographs.miniature import bank, drawings, random_space
 from training.data.folder import DataFolder
 from training.photographs import trunk_training
 from training.photographs.activations import Activations, Labels, shown
-from training.photographs.encoder import CellMoments
-from training.photographs.heads import DrawingSpace
+from training.photographs.heads import DrawingSpace, Moments
 from training.photographs.scenes import ViewSource
 from training.photographs.trunk_features import Grids, RunTrunk
 from training.photographs.trunk_training import Finetuning, TailTrainer
@@ -81,7 +80,7 @@ def compile_in_torch(scales: nn.Module, _size: int) -> RunTrunk:
     return run
 
 
-def _space(_moments: CellMoments, names: Sequence[str]) -> tuple[DrawingSpace, None]:
+def _space(_moments: Moments, names: Sequence[str]) -> tuple[DrawingSpace, None]:
     """Cells of a random trunk are too much alike for a discriminant."""
     return random_space(len(names)), None
 

@@ -11,10 +11,9 @@ from model.text import TEMPLATES
 from training.evaluate.zero_shot_segmentation import class_ids
 from training.heads import HeadConfig
 from training.optim import OptimConfig
-from training.reproduce.cells import NAMES, CellConfig, CellScenes
 from training.reproduce.plan import Scale
 from training.reproduce.runner import Setup
-from training.reproduce.texts import TextTable
+from training.reproduce.scenes import NAMES, CellConfig, CellScenes, TextTable
 
 SCALE = Scale(
     cells=CellConfig(grid=4, width=8, num_train=8, num_test=3),

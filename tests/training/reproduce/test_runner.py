@@ -24,14 +24,7 @@ from training.reproduce.plan import (
     planned,
     student_of,
 )
-from training.reproduce.runner import (
-    Setup,
-    build_method,
-    result_path,
-    run_all,
-    summary,
-    train_arm,
-)
+from training.reproduce.runner import Setup, build_method, result_path, run_all, summary, train_arm
 
 
 def arm_of(toy: Setup, name: str) -> Arm:

@@ -38,13 +38,9 @@ class Camera:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hits:
-    """What pixels show.
+    """The triangle that each covered pixel shows, its z in metres, and the corners' weights.
 
-    Attributes:
-        pixel_P: Index of the pixel in row-major order.
-        triangle_P: Index of the triangle.
-        depth_P: z in metres.
-        weights_P3: Barycentric weights of the corners, corrected for perspective.
+    Pixels are in row-major order; the weights are barycentric, corrected for perspective.
     """
 
     pixel_P: NDArray[np.int64]
@@ -141,13 +137,8 @@ def _covered(
     side: int,
 ) -> tuple[NDArray[np.int64], Doubles, NDArray[np.int64]]:
     """Covered pixels of some triangles, the corners' weights by z, and the triangles."""
-    offsets = np.arange(size)
-    x_RK = np.broadcast_to(
-        low_T2[rows, :1, None] + offsets[None, None, :], (len(rows), size, size)
-    ).reshape(len(rows), -1)
-    y_RK = np.broadcast_to(
-        low_T2[rows, 1:, None] + offsets[None, :, None], (len(rows), size, size)
-    ).reshape(len(rows), -1)
+    down_K, right_K = np.divmod(np.arange(size**2), size)
+    x_RK, y_RK = low_T2[rows, :1] + right_K, low_T2[rows, 1:] + down_K
     edges_R33 = inverse_T33[rows]
     weights_R3K = (
         edges_R33[:, :, :1] * (x_RK[:, None] + 0.5)

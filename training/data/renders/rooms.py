@@ -78,14 +78,7 @@ class _View:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RoomSource:
-    """Renders rooms with models of some catalogues.
-
-    Attributes:
-        furniture: The models.
-        photos: Photographs on walls and floors.
-        side: Of an image in pixels.
-        seed: Of every choice.
-    """
+    """Renders rooms with models of some catalogues, and photographs on walls and floors."""
 
     furniture: Sequence[Furniture]
     photos: Sequence[Photo] = field(default=())

@@ -28,9 +28,8 @@ from transformers import Tipsv2Tokenizer
 from training.data.batch import Batch, RunShare, collate, prefetch
 from training.data.captions import CaptionSampling
 from training.data.crops import TIPSV2_CROPS, CropConfig, crop_images
-from training.data.shards.decoding import decode_tensor
-from training.data.shards.manifest import ImageStore
-from training.data.shards.sample import BadSample, BrokenList, BrokenSample, Sample
+from training.data.shards.sample import BadSample, BrokenList, Sample, decode_tensor
+from training.data.shards.store import ImageStore
 from training.settings import STRICT
 
 _SHARDS, _WINDOW, _SUBSTITUTE = 0, 1, 2  # separate the random streams
@@ -49,50 +48,40 @@ class StreamOrder:
             raise ValueError("the data set has no image")
         self._sizes, self._seed, self._window_shards = shard_sizes, seed, window_shards
         self.num_samples = int(shard_sizes.sum())
-        self._epoch_key = self._window_key = (-1, -1)
-        self._shards = self._starts = self._samples = np.zeros(0, np.int64)
+        self._cached = (-1, 0, np.zeros((0, 2), np.int64))
 
     def at(self, place: int) -> tuple[int, int]:
         """The sample at a place: its shard and its row in it."""
-        epoch, slot = divmod(place, self.num_samples)
-        samples, first = self._window_of(epoch, slot)
-        return self._locate(samples, slot - first)
+        first, samples = self._window_of(place)
+        shard, row = samples[place - first]
+        return int(shard), int(row)
 
     def substitute(self, place: int, attempt: int) -> tuple[int, int]:
         """The sample to try in place of a broken one: another of the same window, drawn again."""
-        epoch, slot = divmod(place, self.num_samples)
-        samples, _ = self._window_of(epoch, slot)
+        first, samples = self._window_of(place)
         rng = np.random.default_rng((self._seed, _SUBSTITUTE, place, attempt))
-        return self._locate(samples, int(rng.integers(len(samples))))
+        return self.at(first + int(rng.integers(len(samples))))
 
-    def _locate(self, samples: NDArray[np.int64], slot: int) -> tuple[int, int]:
-        shard, row = samples[slot]
-        return int(shard), int(row)
+    def _window_of(self, place: int) -> tuple[int, NDArray[np.int64]]:
+        """The first place of the window around a place, and its shuffled samples [n, 2]."""
+        first, end, samples = self._cached
+        if not first <= place < end:
+            self._cached = first, end, samples = self._shuffled(*divmod(place, self.num_samples))
+        return first, samples
 
-    def _window_of(self, epoch: int, slot: int) -> tuple[NDArray[np.int64], int]:
-        """The shuffled samples [n, 2] of the window around a slot, and the window's first slot."""
-        if self._epoch_key != (epoch, 0):
-            rng = np.random.default_rng((self._seed, _SHARDS, epoch))
-            self._shards = rng.permutation(len(self._sizes))
-            filled = np.cumsum(self._sizes[self._shards])
-            ends = filled[self._window_shards - 1 :: self._window_shards]
-            self._starts = np.concatenate([[0], ends, filled[-1:]])
-            self._epoch_key = (epoch, 0)
-        window = int(np.searchsorted(self._starts, slot, side="right")) - 1
-        if self._window_key != (epoch, window):
-            first = window * self._window_shards
-            shards = self._shards[first : first + self._window_shards]
-            samples = np.concatenate(
-                [
-                    np.column_stack([np.full(n, s), np.arange(n)])
-                    for s in shards
-                    if (n := self._sizes[s])
-                ]
-            )
-            rng = np.random.default_rng((self._seed, _WINDOW, epoch, window))
-            self._samples = rng.permutation(samples)
-            self._window_key = (epoch, window)
-        return self._samples, int(self._starts[window])
+    def _shuffled(self, epoch: int, slot: int) -> tuple[int, int, NDArray[np.int64]]:
+        rng = np.random.default_rng((self._seed, _SHARDS, epoch))
+        order = rng.permutation(len(self._sizes))
+        filled = np.cumsum(self._sizes[order])
+        ends = np.append(filled[self._window_shards - 1 :: self._window_shards], filled[-1])
+        window = int(np.searchsorted(ends, slot, side="right"))
+        shards = order[window * self._window_shards :][: self._window_shards]
+        sizes = self._sizes[shards]
+        rows = np.concatenate([np.arange(size) for size in sizes])
+        samples = np.column_stack([np.repeat(shards, sizes), rows])
+        rng = np.random.default_rng((self._seed, _WINDOW, epoch, window))
+        end = epoch * self.num_samples + int(ends[window])
+        return end - len(samples), end, rng.permutation(samples)
 
 
 _MAX_SUBSTITUTES = 50
@@ -126,10 +115,10 @@ class ShardsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MadeBatch:
-    """A batch, and the broken samples that were skipped for it."""
+    """A batch, and place and reason of the broken samples that were skipped for it."""
 
     batch: Batch
-    broken: Sequence[BrokenSample]
+    broken: Sequence[tuple[str, str]]
 
 
 class ImageBatches(Dataset[MadeBatch]):
@@ -167,7 +156,7 @@ class ImageBatches(Dataset[MadeBatch]):
 
     def __getitem__(self, step: int) -> MadeBatch:
         """Make the batch of one step."""
-        places, broken = self._share.places(step), list[BrokenSample]()
+        places, broken = self._share.places(step), list[tuple[str, str]]()
         seed, sampling = self._config.seed, self._config.captions
         samples, images = zip(*(self._take(place, broken) for place in places), strict=True)
         chosen = [
@@ -182,10 +171,11 @@ class ImageBatches(Dataset[MadeBatch]):
         """Iterate from a step on, prefetched by worker processes; records broken samples."""
         steps = range(first_step, len(self))
         for item in prefetch(self, steps, num_workers=num_workers, per_worker=2):
-            self.broken.add(item.broken)
+            for place, reason in item.broken:
+                self.broken.add(place, reason)
             yield item.batch
 
-    def _take(self, place: int, broken: list[BrokenSample]) -> tuple[Sample, Tensor]:
+    def _take(self, place: int, broken: list[tuple[str, str]]) -> tuple[Sample, Tensor]:
         """Read and decode the sample at a place, or the first good one of its substitutes."""
         where = self._order.at(place)
         for attempt in range(_MAX_SUBSTITUTES):
@@ -193,11 +183,11 @@ class ImageBatches(Dataset[MadeBatch]):
                 sample = self._store.read(*where)
                 return sample, decode_tensor(sample.image, wanted_side=_wanted(self._config.crops))
             except BadSample as error:
-                broken.append(BrokenSample(place=self._store.name(*where), reason=str(error)))
+                broken.append((self._store.name(*where), str(error)))
             where = self._order.substitute(place, attempt)
         raise ValueError(
             f"{_MAX_SUBSTITUTES} samples in a row are broken, the last one "
-            f"{broken[-1].place}: {broken[-1].reason}; check {self._config.folder}"
+            f"{': '.join(broken[-1])}; check {self._config.folder}"
         )
 
 

@@ -1,20 +1,30 @@
-"""One image with its captions, its files in a shard, broken samples, and counts of a data set.
+"""One image with its captions, broken samples, and counts of a data set.
 
 The files of one sample share their name up to the first dot of the last part of the path, as in
-every WebDataset. Knows neither tar files nor decoders.
+every WebDataset. Knows no tar files.
+
+Legend: H W pixels of the upright image.
 """
 
 import json
 import logging
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.image_codec import ImageError, ImageLimits, decode_image
 from model.labelled.captions import read_captions, source_of, tally
+from training.data.crops import PATCH
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_LOG = logging.getLogger(__name__)
 
 
 class BadSample(ValueError):
@@ -80,21 +90,6 @@ def sample_from_members(members: Mapping[str, bytes]) -> Sample:
     )
 
 
-_LOG = logging.getLogger(__name__)
-
-
-# Reads a sample when it is called; raises `BadSample`.
-ReadSample = Callable[[], Sample]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BrokenSample:
-    """Location of a skipped sample, and the reason."""
-
-    place: str
-    reason: str
-
-
 class BrokenList:
     """The distinct broken samples so far; with a file, the list survives restarts of the run."""
 
@@ -112,33 +107,23 @@ class BrokenList:
         """The most frequent reasons with their counts."""
         return tally(Counter(self._reasons.values()))
 
-    def add(self, samples: Iterable[BrokenSample]) -> None:
-        """Log and record those that are new."""
-        for sample in samples:
-            if sample.place in self._reasons:
-                continue
-            self._reasons[sample.place] = sample.reason
-            _LOG.warning(
-                "skipped broken sample %d: %s: %s",
-                len(self),
-                sample.place,
-                sample.reason,
-            )
-            if self._path is not None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(asdict(sample)) + "\n")
+    def add(self, place: str, reason: str) -> None:
+        """Log and record a sample if it is new."""
+        if place in self._reasons:
+            return
+        self._reasons[place] = reason
+        _LOG.warning("skipped broken sample %d: %s: %s", len(self), place, reason)
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"place": place, "reason": reason}) + "\n")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSummary:
-    """Counts of a data set.
+    """Counts of images, of those with a caption, and with one of each source.
 
-    Attributes:
-        num_images: All images.
-        num_captioned: Images with a caption of any source.
-        caption_sources: Number of images with a caption of each source.
-        left_out: Number of captions that cannot be read, by the reason.
+    `left_out` counts the captions that cannot be read, by the reason.
     """
 
     num_images: int = 0
@@ -156,26 +141,50 @@ class DataSummary:
         return f"{self.num_images} images, {captioned}{rest}"
 
 
-def summarize(sample: Sample) -> DataSummary:
-    """Count one sample and its captions."""
+def summarize(samples: Iterable[Sample | BadSample]) -> DataSummary:
+    """Count samples and their captions; broken samples are images without captions."""
+    images = captioned = 0
+    sources, left_out = Counter[str](), Counter[str]()
+    for sample in samples:
+        images += 1
+        if isinstance(sample, Sample):
+            captioned += bool(sample.captions)
+            sources.update({source_of(name) for name in sample.captions})
+            left_out.update(sample.left_out)
     return DataSummary(
-        num_images=1,
-        num_captioned=bool(sample.captions),
-        caption_sources=dict.fromkeys(map(source_of, sample.captions), 1),
-        left_out=Counter(sample.left_out),
-    )
-
-
-def total(parts: Iterable[DataSummary]) -> DataSummary:
-    """Add summaries up."""
-    counts, sources, left_out = Counter[str](), Counter[str](), Counter[str]()
-    for part in parts:
-        counts.update(images=part.num_images, captioned=part.num_captioned)
-        sources.update(part.caption_sources)
-        left_out.update(part.left_out)
-    return DataSummary(
-        num_images=counts["images"],
-        num_captioned=counts["captioned"],
+        num_images=images,
+        num_captioned=captioned,
         caption_sources=dict(sorted(sources.items())),
         left_out=dict(sorted(left_out.items())),
     )
+
+
+FORMATS: Final = ("JPEG", "PNG", "WEBP")
+# An image smaller than one patch shows nothing.
+LIMITS: Final = ImageLimits(max_bytes=32 * 2**20, max_pixels=64_000_000, min_side=PATCH)
+
+
+def decode_tensor(data: bytes, *, wanted_side: int = 0) -> Tensor:
+    """Decode an image to uint8 RGB [3, H, W], as `model.image_codec.decode_image` does.
+
+    Args:
+        data: The file's content.
+        wanted_side: A JPEG whose sides are at least twice as long is decoded at a half, a quarter
+            or an eighth of its size, which is faster; 0 decodes at full size.
+
+    Raises:
+        BadSample: Not a supported image, broken, or outside the limits.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of damage in files that it still reads
+            pixels_HW3 = decode_image(
+                data,
+                LIMITS,
+                formats=FORMATS,
+                reduce_to=(lambda _: (wanted_side, wanted_side)) if wanted_side else None,
+            )
+    except ImageError as error:
+        raise BadSample(str(error)) from error
+    # A copy: torch wants writable memory, and Pillow's is read-only.
+    return torch.from_numpy(np.array(pixels_HW3)).permute(2, 0, 1)

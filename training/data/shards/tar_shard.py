@@ -5,7 +5,7 @@ With the list, any sample can be read alone, and a training run resumes at its n
 
 import io
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,16 +17,14 @@ from webdataset.writer import TarWriter
 from model.files import atomic_file, remove_temporaries
 from training.data.shards.sample import BadSample, Sample, sample_from_members, split_name
 
-_OFFSETS_SUFFIX = ".offsets.npy"
-
 
 def offsets_path(shard: Path) -> Path:
-    """Path of a shard's list of offsets."""
-    return shard.with_name(shard.name + _OFFSETS_SUFFIX)
+    """Path of a shard's list of offsets, which is written after the shard."""
+    return shard.with_name(shard.name + ".offsets.npy")
 
 
-def write_shard(path: Path, samples: Iterable[Sample]) -> int:
-    """Write samples as a tar file and its offsets, both atomically; returns their number.
+def write_shard(path: Path, samples: Iterable[Sample]) -> None:
+    """Write samples as a tar file and its offsets, both atomically.
 
     Only one process may write a shard at a time, because temporary files of killed processes are
     removed.
@@ -34,26 +32,20 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_temporaries(path)
     remove_temporaries(offsets_path(path))
-    offsets = [0]
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         # Without times and owners the file depends on the samples alone.
         plain = {"user": "", "group": "", "mtime": 0, "format": "PAX_FORMAT"}
         with TarWriter(file, encoder=False, **plain) as archive:
             for sample in samples:
                 archive.write(sample.as_webdataset())
-                offsets.append(archive.tarstream.offset)
-    write_offsets(path, np.asarray(offsets))
-    return len(offsets) - 1
+    write_offsets(path)
 
 
-def write_offsets(shard: Path, offsets: NDArray[np.int64]) -> None:
-    """Write the start of each sample and the end of the last one, int64 [samples + 1]."""
-    with atomic_file(offsets_path(shard)) as temporary, temporary.open("wb") as file:
-        np.save(file, offsets.astype(np.int64))
+def write_offsets(path: Path) -> int:
+    """Find the start of each sample from the tar headers, and write them and the end of the last.
 
-
-def find_offsets(path: Path) -> NDArray[np.int64]:
-    """Find the start of each sample of a shard from the tar headers alone.
+    Returns:
+        The number of samples.
 
     Raises:
         ValueError: Not a tar file, or one that ends early.
@@ -70,12 +62,14 @@ def find_offsets(path: Path) -> NDArray[np.int64]:
                 end = archive.offset
     except tarfile.TarError as error:
         raise ValueError(f"{path} is no whole tar file: {error}") from error
-    return np.asarray([*offsets, end], np.int64)
+    with atomic_file(offsets_path(path)) as temporary, temporary.open("wb") as file:
+        np.save(file, np.asarray([*offsets, end], np.int64))
+    return len(offsets)
 
 
 @lru_cache(maxsize=256)
 def load_offsets(shard: Path) -> NDArray[np.int64]:
-    """Load a shard's offsets; those of a few hundred shards are cached.
+    """The start of each sample and the end of the last; those of some shards are cached.
 
     Raises:
         FileNotFoundError: It has none.
@@ -96,8 +90,7 @@ def read_sample(shard: Path, row: int) -> Sample:
         BadSample: Its files cannot be understood.
         OSError: The storage failed.
     """
-    offsets = load_offsets(shard)
-    start, stop = int(offsets[row]), int(offsets[row + 1])
+    start, stop = (int(offset) for offset in load_offsets(shard)[row : row + 2])
     with shard.open("rb") as file:
         file.seek(start)
         content = file.read(stop - start)
@@ -107,3 +100,12 @@ def read_sample(shard: Path, row: int) -> Sample:
     except tarfile.TarError as error:
         raise BadSample(f"its part of the tar file is broken: {error}") from error
     return sample_from_members(members)
+
+
+def read_rows(shard: Path) -> Iterator[Sample | BadSample]:
+    """A shard's samples in order; for a broken one the reason."""
+    for row in range(len(load_offsets(shard)) - 1):
+        try:
+            yield read_sample(shard, row)
+        except BadSample as error:
+            yield error

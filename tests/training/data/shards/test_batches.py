@@ -14,13 +14,11 @@ import torch
 from transformers import Tipsv2Tokenizer
 
 from training.data.batch import RunShare, tokenize
-from training.data.shards import decoding
+from training.data.shards import sample
 from training.data.shards.batches import ImageBatches, ShardsConfig, StreamOrder
-from training.data.shards.image_folder import ImageFolder
-from training.data.shards.manifest import ShardStore
 from training.data.shards.sample import BrokenList, Sample
+from training.data.shards.store import ImageFolder, ShardStore, build_shards
 from training.data.shards.tar_shard import load_offsets
-from training.data.shards.writing import build_shards
 
 MakeBatches = Callable[..., ImageBatches]
 
@@ -147,7 +145,7 @@ def test_a_data_set_that_cannot_give_batches_is_an_error(
     with pytest.raises(ValueError, match="lower batch_size"):
         make(replace(SHARE, batch_size=12, num_ranks=2))
     with monkeypatch.context() as patch:
-        patch.setattr(decoding, "LIMITS", replace(decoding.LIMITS, max_pixels=1000))
+        patch.setattr(sample, "LIMITS", replace(sample.LIMITS, max_pixels=1000))
         with pytest.raises(ValueError, match="in a row are broken"):
             _ = make()[0]
     monkeypatch.setattr(ShardStore, "read", Mock(side_effect=OSError("the disk is gone")))

@@ -5,11 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from training.data.shards.sample import (
-    sample_from_members,
-    summarize,
-    total,
-)
+from training.data.shards.sample import sample_from_members, summarize
 
 Encode = Callable[..., bytes]
 
@@ -54,6 +50,6 @@ def test_a_bad_caption_is_left_out_and_its_image_is_kept(
     members = {f"1.{suffix}": content for suffix, content in files.items()}
     sample = sample_from_members({"1.jpg": b"x", **members})
     assert (sample.image, sample.captions) == (b"x", kept)
-    counts = str(total([summarize(sample), summarize(sample)]))
+    counts = str(summarize([sample, sample]))
     assert counts.startswith("2 images")
     assert f"captions left out: {reason} (2)" in counts

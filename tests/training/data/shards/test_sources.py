@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from training.__main__ import main
-from training.data.shards.image_folder import ImageFolder
-from training.data.shards.manifest import ShardStore
+from training.data.shards.store import ImageFolder, ShardStore
 
 Encode = Callable[..., bytes]
 
@@ -34,7 +33,7 @@ def folder(tmp_path: Path, encode: Encode) -> Path:
 
 def test_images_and_captions_are_found_in_the_order_of_their_names(folder: Path) -> None:
     images = ImageFolder(folder, shard_size=3)
-    assert (len(images), images.shard_sizes.tolist()) == (4, [3, 1])
+    assert (len(images.names), images.shard_sizes.tolist()) == (4, [3, 1])
     places = [(0, 0), (0, 1), (0, 2), (1, 0)]
     names = ["a.JPG", "b.v2.png", "sub/c.webp", "sub/d.jpeg"]
     assert [images.name(*place) for place in places] == names

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.masking import random_masks
+from training.methods.captioned import random_masks
 
 
 @given(

@@ -7,7 +7,7 @@ import pytest
 
 from training.config import TrainingConfig
 from training.data.loader import DataConfig
-from training.overrides import apply_overrides
+from training.settings import apply_overrides
 
 
 def test_nested_settings_change_and_the_rest_stays(tiny_config: TrainingConfig) -> None:

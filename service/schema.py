@@ -10,7 +10,7 @@ CODES = {"extra_forbidden": "unknown_field", "json_invalid": "invalid_json"}
 class Schema(BaseModel):
     """Base of all requests."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class DialectSchema(Schema):

@@ -40,15 +40,12 @@ IGNORED_PREFIX: Final = "triton_"
 class Parameters(DialectSchema):
     """Parameters of a request."""
 
-    timeout: int = Field(
-        default=0, ge=0, lt=2**63, description="Time limit in microseconds; 0 is the server's."
-    )
-    priority: int = Field(
-        default=0, ge=0, le=max(PRIORITIES), description="1 goes first; 0 is the default."
-    )
-    resolution: int | None = Field(
-        default=EmbedImagesRequest.resolution, gt=0, lt=2**31, description="As in `/v1`."
-    )
+    timeout: int = Field(default=0, ge=0, lt=2**63)
+    """Time limit in microseconds; 0 is the server's."""
+    priority: int = Field(default=0, ge=0, le=max(PRIORITIES))
+    """1 goes first; 0 is the default."""
+    resolution: int | None = Field(default=EmbedImagesRequest.resolution, gt=0, lt=2**31)
+    """As in `/v1`."""
     fit: Fit = EmbedImagesRequest.fit
     normalize: bool = True
     templates: TemplateSet = TEXT_TEMPLATES
@@ -71,7 +68,8 @@ class Parameters(DialectSchema):
 class LoadParameters(DialectSchema):
     """Parameters of a load."""
 
-    package: str | None = Field(default=None, description="A folder in the model repository.")
+    package: str | None = None
+    """A folder in the model repository."""
 
 
 def read_parameters(schema: type[SchemaT], values: Mapping[str, Any]) -> SchemaT:

@@ -37,14 +37,16 @@ NO_CLASSES: Final = (
 class TaskParameters(DialectSchema):
     """Parameters of `zero-shot-image-classification`; the default template is transformers'."""
 
-    candidate_labels: Strings = Field(default_factory=list, description="Names of the classes.")
+    candidate_labels: Strings = Field(default_factory=list)
+    """Names of the classes."""
     hypothesis_template: str = "This is a photo of {}."
 
 
 class ImageObject(DialectSchema):
     """The image of `zero-shot-image-classification`, as `@huggingface/inference` sends it."""
 
-    image: str = Field(description="The image as base64.")
+    image: str
+    """The image as base64."""
 
 
 def _tag_of(value: object) -> str:
@@ -64,12 +66,11 @@ class TaskBody(DialectSchema):
         Field(description="A text, or a list of texts; or an image, alone or in an object."),
     ]
     parameters: TaskParameters = TaskParameters()
-    normalize: bool = Field(default=True, description="Scale every vector to unit length.")
-    truncate: bool | None = Field(
-        default=None,
-        description="Whether to shorten or to refuse texts that are longer than the model "
-        "reads. Default: the model reads the beginning of texts of at most 2,000 characters.",
-    )
+    normalize: bool = True
+    """Scale every vector to unit length."""
+    truncate: bool | None = None
+    """Whether to shorten or to refuse texts that are longer than the model reads. Default: the
+    model reads the beginning of texts of at most 2,000 characters."""
     truncation_direction: Annotated[
         Literal["left", "right"],
         BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),

@@ -62,11 +62,8 @@ VERSIONED: Final = "/v2/models/{model}/versions/{version}"
 class InputParameters(DialectSchema):
     """How an input's elements are sent."""
 
-    binary_data_size: int | None = Field(
-        default=None,
-        ge=0,
-        description="Number of its bytes after the JSON; replaces `data`.",
-    )
+    binary_data_size: int | None = Field(default=None, ge=0)
+    """Number of its bytes after the JSON; replaces `data`."""
 
 
 class InputBody(DialectSchema):
@@ -76,19 +73,15 @@ class InputBody(DialectSchema):
     shape: list[Annotated[int, Field(le=MAX_SIZE)]] = Field(fail_fast=True, max_length=MAX_AXES)
     datatype: str
     parameters: InputParameters = InputParameters()
-    data: Annotated[list[Any], Field(fail_fast=True)] | None = Field(
-        default=None,
-        description="The elements, flat or nested. BYTES are strings; images are base64.",
-    )
+    data: Annotated[list[Any], Field(fail_fast=True)] | None = None
+    """The elements, flat or nested. BYTES are strings; images are base64."""
 
 
 class OutputParameters(DialectSchema):
     """How an output is sent."""
 
-    binary_data: bool | None = Field(
-        default=None,
-        description="Send its bytes after the JSON. Default: `binary_data_output`.",
-    )
+    binary_data: bool | None = None
+    """Send its bytes after the JSON. Default: `binary_data_output`."""
 
 
 class OutputBody(DialectSchema):
@@ -101,32 +94,28 @@ class OutputBody(DialectSchema):
 class InferParameters(Parameters):
     """Parameters of a request, and how its outputs are sent."""
 
-    binary_data_output: bool = Field(
-        default=False, description="Send the bytes of outputs after the JSON."
-    )
+    binary_data_output: bool = False
+    """Send the bytes of outputs after the JSON."""
 
 
 class InferBody(DialectSchema):
     """One inference request."""
 
-    id: str | None = Field(default=None, description="Returned with the answer.")
-    model_name: str | None = Field(
-        default=None, description="Ignored: the path has it. KServe's client sends it."
-    )
+    id: str | None = None
+    """Returned with the answer."""
+    model_name: str | None = None
+    """Ignored: the path has it. KServe's client sends it."""
     parameters: InferParameters = InferParameters()
     inputs: list[InputBody] = Field(fail_fast=True, max_length=MAX_TENSORS)
-    outputs: list[OutputBody] = Field(
-        default=[],
-        fail_fast=True,
-        max_length=MAX_TENSORS,
-        description="Default: `patch_embeddings` and `cls1` of images, `text_embeddings` of texts.",
-    )
+    outputs: list[OutputBody] = Field(default=[], fail_fast=True, max_length=MAX_TENSORS)
+    """Default: `patch_embeddings` and `cls1` of images, `text_embeddings` of texts."""
 
 
 class IndexBody(DialectSchema):
     """Which models to list."""
 
-    ready: bool = Field(default=False, description="Only models that are ready.")
+    ready: bool = False
+    """Only models that are ready."""
 
 
 class LoadBody(DialectSchema):

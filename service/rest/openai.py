@@ -42,10 +42,10 @@ class ImageUrl(DialectSchema):
 class InputItem(DialectSchema):
     """One text, or one image."""
 
-    type: Literal["text", "image_url"] | None = Field(
-        default=None, description="Optional; the name of the field given: `text` or `image_url`."
-    )
-    text: str | None = Field(default=None, description="A text.")
+    type: Literal["text", "image_url"] | None = None
+    """Optional; the name of the field given: `text` or `image_url`."""
+    text: str | None = None
+    """A text."""
     image: str | None = Field(default=None, description=f"An image: {IMAGE_TEXT}.")
     image_url: ImageUrl | None = None
 
@@ -76,33 +76,29 @@ Input = Annotated[
 class EmbeddingsBody(DialectSchema):
     """Texts and images; each gets one vector, and all vectors are comparable."""
 
-    input: Input = Field(
-        description="A text, or a list of texts, images as `data:` URIs, and objects: "
-        '`{"text": ...}`, `{"image": ...}`, `{"type": "image_url", "image_url": '
-        '{"url": ...}}`. Token ids if the server has their vocabulary.'
-    )
+    input: Input
+    """A text, or a list of texts, images as `data:` URIs, and objects: `{"text": ...}`, `{"image":
+    ...}`, `{"type": "image_url", "image_url": {"url": ...}}`. Token ids if the server has their
+    vocabulary."""
     model: str | None = Field(default=None, description=MODEL_TEXT)
-    encoding_format: Literal["float", "base64"] = Field(
-        default="float",
-        description="`float`: lists of numbers. `base64`: base64 of their float32 bytes.",
-    )
-    dimensions: int | None = Field(
-        default=None, description="Send only the first so many elements, normalized to unit length."
-    )
+    encoding_format: Literal["float", "base64"] = "float"
+    """`float`: lists of numbers. `base64`: base64 of their float32 bytes."""
+    dimensions: int | None = None
+    """Send only the first so many elements, normalized to unit length."""
     user: str | None = Field(default=None, description=IGNORED_TEXT)
-    modality: Literal["text", "image"] | None = Field(
-        default=None,
-        description="infinity's field: what every string is. With `image`, strings are base64, "
-        "`data:` URIs or URLs. Default: strings are texts, except `data:` URIs.",
-    )
+    modality: Literal["text", "image"] | None = None
+    """infinity's field: what every string is. With `image`, strings are base64, `data:` URIs or
+    URLs. Default: strings are texts, except `data:` URIs."""
 
 
-class Embedding(BaseModel):
+class Embedding(BaseModel, use_attribute_docstrings=True):
     """The vector of one item."""
 
     object: Literal["embedding"] = "embedding"
-    index: int = Field(description="Index of the item in `input`.")
-    embedding: list[float] | str = Field(description="Numbers, or base64 of their bytes.")
+    index: int
+    """Index of the item in `input`."""
+    embedding: list[float] | str
+    """Numbers, or base64 of their bytes."""
 
 
 class Usage(BaseModel):

@@ -77,41 +77,37 @@ Strings = Annotated[list[str], Field(fail_fast=True)]
 class RunLengthsBody(Schema):
     """A mask as compressed run lengths of COCO."""
 
-    size: tuple[int, int] = Field(description="Height and width: those of the image.")
+    size: tuple[int, int]
+    """Height and width: those of the image."""
     counts: str
 
 
 class ExampleBody(Schema):
     """Patches that show a class; without a point, box or mask, those of the whole image."""
 
-    image: int = Field(default=0, description="Index of the image in the request, from 0.")
-    point: tuple[float, float] | None = Field(
-        default=None, description="x and y, in pixels: the patch around it."
-    )
-    box: tuple[float, float, float, float] | None = Field(
-        default=None, description="Left, top, width and height, in pixels: the patches within it."
-    )
-    mask: RunLengthsBody | None = Field(default=None, description="The patches within it.")
+    image: int = 0
+    """Index of the image in the request, from 0."""
+    point: tuple[float, float] | None = None
+    """x and y, in pixels: the patch around it."""
+    box: tuple[float, float, float, float] | None = None
+    """Left, top, width and height, in pixels: the patches within it."""
+    mask: RunLengthsBody | None = None
+    """The patches within it."""
 
 
 class ClassBody(Schema):
     """A class with several prompts, or with examples."""
 
-    name: str = Field(description="Name in the answer.")
-    prompts: Strings = Field(
-        default=[], description="Texts for this class, pooled. Default: the name."
-    )
-    pool: PromptPool = Field(
-        default="mean",
-        description="`mean`: pixels and images are compared with the mean of the prompts. `max`: "
-        "with each prompt, and the best one counts; for words with different kinds, such as dog.",
-    )
-    examples: list[ExampleBody] = Field(
-        default=[],
-        fail_fast=True,
-        description="Patches that show the class, instead of prompts, averaged. Either all "
-        "classes and background classes have examples, or none. For segmentation.",
-    )
+    name: str
+    """Name in the answer."""
+    prompts: Strings = Field(default=[])
+    """Texts for this class, pooled. Default: the name."""
+    pool: PromptPool = "mean"
+    """`mean`: pixels and images are compared with the mean of the prompts. `max`: with each prompt,
+    and the best one counts; for words with different kinds, such as dog."""
+    examples: list[ExampleBody] = Field(default=[], fail_fast=True)
+    """Patches that show the class, instead of prompts, averaged. Either all classes and background
+    classes have examples, or none. For segmentation."""
 
 
 def _unwrap_template_set(value: object) -> object:
@@ -189,14 +185,11 @@ class Options(Schema):
     plain_lists: ClassVar[frozenset[str]] = frozenset({"templates"})
 
     model: str | None = Field(default=None, description=MODEL_TEXT)
-    encoding: Encoding = Field(
-        default="list", description="Arrays in JSON: nested lists, or base64 with dtype and shape."
-    )
-    partial: bool = Field(
-        default=False,
-        description="Answer the valid images or texts even if others are wrong: status 200, "
-        "with `errors` next to `data`. For JSON and safetensors.",
-    )
+    encoding: Encoding = "list"
+    """Arrays in JSON: nested lists, or base64 with dtype and shape."""
+    partial: bool = False
+    """Answer the valid images or texts even if others are wrong: status 200, with `errors` next to
+    `data`. For JSON and safetensors."""
 
     def to_message(self, images: ImageInputs = (), *, is_json: bool = False) -> Any:
         """The request for the data plane; `is_json` says how it is answered."""
@@ -220,16 +213,13 @@ class Options(Schema):
 class ImageBody(Options):
     """The images, either `image` or `images`, and the options of every method on images."""
 
-    image: str | None = Field(
-        default=None,
-        description="One image: base64, a `data:` URI with base64, or an `https:` URL of a "
-        "host that the server allows.",
-    )
-    images: Strings | None = Field(default=None, description="Several images.")
-    resolution: int | None = Field(
-        default=None,
-        description="Short side in pixels of the model's input. Default: its native size.",
-    )
+    image: str | None = None
+    """One image: base64, a `data:` URI with base64, or an `https:` URL of a host that the server
+    allows."""
+    images: Strings | None = None
+    """Several images."""
+    resolution: int | None = None
+    """Short side in pixels of the model's input. Default: its native size."""
 
 
 class EmbedImagesBody(ImageBody):
@@ -240,11 +230,10 @@ class EmbedImagesBody(ImageBody):
 
     outputs: Strings = Field(
         default=list(EmbedImagesRequest.outputs),
-        description="The outputs to send, computed in one pass. `depth`, `normals` and "
-        "`segmentation` need a model with dense heads and have eight rows and columns for each "
-        "patch.",
         json_schema_extra={"items": {"type": "string", "enum": [*IMAGE_OUTPUTS, *DENSE_TASKS]}},
     )
+    """The outputs to send, computed in one pass. `depth`, `normals` and `segmentation` need a model
+    with dense heads and have eight rows and columns for each patch."""
     normalize: NormalizeField = EmbedImagesRequest.normalize
     fit: FitField = EmbedImagesRequest.fit
     dtype: VectorTypeField = EmbedImagesRequest.vector_type
@@ -259,83 +248,52 @@ class SegmentImagesBody(ImageBody):
     classes: NamedClasses = Field(
         default=[], description=f"{CLASSES_TEXT} The k-th has the label k."
     )
-    background_classes: NamedClasses = Field(
-        default=[], description="Classes that count as background, with the label 0."
-    )
-    background_threshold: float | None = Field(
-        default=None,
-        description="Pixels whose best class has a lower cosine are background, in either "
-        "mode. From -1 to 1. Default: no threshold.",
-    )
-    background: SegmentBackground | None = Field(
-        default=SegmentImagesRequest.background,
-        description="`auto`: pixels whose best class has a cosine far below the largest one of "
-        "that class in the image are background, and a class with small cosines everywhere is "
-        "absent. `none`: no pixel is, without a threshold or background classes. Default: `auto` "
-        "for one class without those, else the model's own; heads have none.",
-    )
-    background_level: float | None = Field(
-        default=SegmentImagesRequest.background_level,
-        description="For `background` `auto`: the cosine that a pixel needs, from 0 for the least "
-        "to 1 for the largest of its class in the image. Default: the model's own.",
-    )
-    quality: SegmentQuality | None = Field(
-        default=SegmentImagesRequest.quality,
-        description="`published`: cosines of patches are scaled bilinearly, as released. `fast`: "
-        "they follow the image's colours, so that masks have its outlines. `fine`: as `fast`, and "
-        "the model also sees the image at 1.6 times the resolution. Default: the model's own.",
-    )
+    background_classes: NamedClasses = Field(default=[])
+    """Classes that count as background, with the label 0."""
+    background_threshold: float | None = None
+    """Pixels whose best class has a lower cosine are background, in either mode. From -1 to 1.
+    Default: no threshold."""
+    background: SegmentBackground | None = SegmentImagesRequest.background
+    """`auto`: pixels whose best class has a cosine far below the largest one of that class in the
+    image are background, and a class with small cosines everywhere is absent. `none`: no pixel is,
+    without a threshold or background classes. Default: `auto` for one class without those, else the
+    model's own; heads have none."""
+    background_level: float | None = SegmentImagesRequest.background_level
+    """For `background` `auto`: the cosine that a pixel needs, from 0 for the least to 1 for the
+    largest of its class in the image. Default: the model's own."""
+    quality: SegmentQuality | None = SegmentImagesRequest.quality
+    """`published`: cosines of patches are scaled bilinearly, as released. `fast`: they follow the
+    image's colours, so that masks have its outlines. `fine`: as `fast`, and the model also sees the
+    image at 1.6 times the resolution. Default: the model's own."""
     templates: ModelTemplates = None
-    features: Features | None = Field(
-        default=None, description="Patch embeddings to use. Default: the model's own."
-    )
-    fit: Fit | None = Field(
-        default=SegmentImagesRequest.fit,
-        description="`squash` resizes to a square; `aspect` keeps the aspect ratio. Default: "
-        "`squash` for classes `model`, as released, `aspect` for others.",
-    )
-    mode: SegmentMode | None = Field(
-        default=SegmentImagesRequest.mode,
-        description="`whole`: the model sees the whole image. `slide`: it sees windows of its "
-        "native size, which overlap by a quarter, on an image whose short side is the "
-        "resolution; probabilities of the classes are averaged over windows. Default: the "
-        "model's own.",
-    )
-    include_scores: IncludeScores = Field(
-        default=SegmentImagesRequest.include_scores,
-        description="`true`: send the best class's cosine for every pixel. `all`: send that of "
-        "every class instead, as `cosines` [class, height, width]. In slide mode they are averaged "
-        "over windows. In JSON or safetensors. A cosine takes four bytes, or some twelve in a JSON "
-        "list.",
-    )
-    include_instances: bool = Field(
-        default=SegmentImagesRequest.include_instances,
-        description="Send the connected regions of each class with area, box and score, in JSON.",
-    )
-    min_area_share: float = Field(
-        default=SegmentImagesRequest.min_area_share,
-        description="Share of the mask's pixels of the smallest instance, from 0.0001 to 1.",
-    )
-    size: MaskSize = Field(
-        default=SegmentImagesRequest.size,
-        description="Size of the mask: that of the `image`, of the `model`'s input, or a pixel "
-        "for each `patch`.",
-    )
-    format: MaskFormat = Field(
-        default="mask",
-        description="`mask`: one array; as PNG with colours. `labels`: a grey PNG, 16 bits "
-        "from 256 classes on. `overlay`: a PNG of the image with tinted and outlined classes. "
-        "`heatmap`: a PNG of the image with the cosines of its one class, from dark violet for "
-        "the least to pale yellow for the largest of the image. "
-        "In JSON, each class in a format of COCO: `rle` (compressed), `rle_counts` (numbers), "
-        "`polygons`.",
-    )
-    tolerance: float = Field(
-        default=0,
-        ge=0,
-        le=100,
-        description="Simplify polygons: no point moves by more than so many pixels.",
-    )
+    features: Features | None = None
+    """Patch embeddings to use. Default: the model's own."""
+    fit: Fit | None = SegmentImagesRequest.fit
+    """`squash` resizes to a square; `aspect` keeps the aspect ratio. Default: `squash` for classes
+    `model`, as released, `aspect` for others."""
+    mode: SegmentMode | None = SegmentImagesRequest.mode
+    """`whole`: the model sees the whole image. `slide`: it sees windows of its native size, which
+    overlap by a quarter, on an image whose short side is the resolution; probabilities of the
+    classes are averaged over windows. Default: the model's own."""
+    include_scores: IncludeScores = SegmentImagesRequest.include_scores
+    """`true`: send the best class's cosine for every pixel. `all`: send that of every class
+    instead, as `cosines` [class, height, width]. In slide mode they are averaged over windows. In
+    JSON or safetensors. A cosine takes four bytes, or some twelve in a JSON list."""
+    include_instances: bool = SegmentImagesRequest.include_instances
+    """Send the connected regions of each class with area, box and score, in JSON."""
+    min_area_share: float = SegmentImagesRequest.min_area_share
+    """Share of the mask's pixels of the smallest instance, from 0.0001 to 1."""
+    size: MaskSize = SegmentImagesRequest.size
+    """Size of the mask: that of the `image`, of the `model`'s input, or a pixel for each `patch`.
+    """
+    format: MaskFormat = "mask"
+    """`mask`: one array; as PNG with colours. `labels`: a grey PNG, 16 bits from 256 classes on.
+    `overlay`: a PNG of the image with tinted and outlined classes. `heatmap`: a PNG of the image
+    with the cosines of its one class, from dark violet for the least to pale yellow for the largest
+    of the image. In JSON, each class in a format of COCO: `rle` (compressed), `rle_counts`
+    (numbers), `polygons`."""
+    tolerance: float = Field(default=0, ge=0, le=100)
+    """Simplify polygons: no point moves by more than so many pixels."""
 
     def message_fields(self, *, is_json: bool) -> dict[str, Any]:
         """As `Options.message_fields`; JSON alone has a score for each class."""
@@ -356,19 +314,13 @@ class ClassifyImagesBody(ImageBody):
         default=[], description=f"{CLASSES_TEXT} The k-th has the label k."
     )
     templates: ModelTemplates = None
-    features: GlobalFeatures = Field(
-        default=ClassifyImagesRequest.features,
-        description="Global embedding to use: `cls1` was trained with web captions, `cls2` "
-        "with descriptions of the whole scene.",
-    )
-    temperature: float | None = Field(
-        default=ClassifyImagesRequest.temperature,
-        description="Divides the cosines before the softmax. Default: the model's own.",
-    )
-    top_k: int | None = Field(
-        default=ClassifyImagesRequest.top_k,
-        description="Send only the k best classes. Default: all.",
-    )
+    features: GlobalFeatures = ClassifyImagesRequest.features
+    """Global embedding to use: `cls1` was trained with web captions, `cls2` with descriptions of
+    the whole scene."""
+    temperature: float | None = ClassifyImagesRequest.temperature
+    """Divides the cosines before the softmax. Default: the model's own."""
+    top_k: int | None = ClassifyImagesRequest.top_k
+    """Send only the k best classes. Default: all."""
     fit: FitField = ClassifyImagesRequest.fit
 
 
@@ -377,35 +329,23 @@ class VisualizeFeaturesBody(ImageBody):
 
     message_type = VisualizeFeaturesRequest
 
-    kind: FeatureKind = Field(
-        default=VisualizeFeaturesRequest.kind,
-        description="`colors`: the first three principal components, whitened, as red, green "
-        "and blue by `sigmoid(2 x)`. `component`: the first one, scaled to 0 to 1. `groups`: "
-        "clusters of patches by k-means, numbered from 1 for the largest.",
-    )
-    features: Features = Field(
-        default=VisualizeFeaturesRequest.features, description="Patch embeddings to use."
-    )
-    scope: FeatureScope = Field(
-        default=VisualizeFeaturesRequest.scope,
-        description="Fit components and groups to each `image`, or once to all images of the "
-        "`request`, so that colours and labels are comparable between images.",
-    )
-    group_count: int | None = Field(
-        default=VisualizeFeaturesRequest.group_count,
-        description="Number of groups, from 2 to 20. Default: 6.",
-    )
-    seed: int | None = Field(
-        default=VisualizeFeaturesRequest.seed,
-        description="Seed of the initial centres of groups, from 0. Equal requests have equal "
-        "answers. Default: 0.",
-    )
+    kind: FeatureKind = VisualizeFeaturesRequest.kind
+    """`colors`: the first three principal components, whitened, as red, green and blue by
+    `sigmoid(2 x)`. `component`: the first one, scaled to 0 to 1. `groups`: clusters of patches by
+    k-means, numbered from 1 for the largest."""
+    features: Features = VisualizeFeaturesRequest.features
+    """Patch embeddings to use."""
+    scope: FeatureScope = VisualizeFeaturesRequest.scope
+    """Fit components and groups to each `image`, or once to all images of the `request`, so that
+    colours and labels are comparable between images."""
+    group_count: int | None = VisualizeFeaturesRequest.group_count
+    """Number of groups, from 2 to 20. Default: 6."""
+    seed: int | None = VisualizeFeaturesRequest.seed
+    """Seed of the initial centres of groups, from 0. Equal requests have equal answers. Default: 0.
+    """
     fit: FitField = VisualizeFeaturesRequest.fit
-    size: MapSize = Field(
-        default=VisualizeFeaturesRequest.size,
-        description="Size of the maps: that of the `image`, or of the `model`, with one "
-        "element for each patch.",
-    )
+    size: MapSize = VisualizeFeaturesRequest.size
+    """Size of the maps: that of the `image`, or of the `model`, with one element for each patch."""
 
 
 class MapBody(ImageBody):
@@ -415,11 +355,9 @@ class MapBody(ImageBody):
     task: ClassVar[MapTask]
 
     fit: FitField = EstimateMapsRequest.fit
-    size: MapSize = Field(
-        default=EstimateMapsRequest.size,
-        description="Size of the maps: that of the `image`, or of the `model`, with eight rows "
-        "and columns for each patch.",
-    )
+    size: MapSize = EstimateMapsRequest.size
+    """Size of the maps: that of the `image`, or of the `model`, with eight rows and columns for
+    each patch."""
 
     def message_fields(self, *, is_json: bool) -> dict[str, Any]:
         """As `Options.message_fields`."""
@@ -431,11 +369,9 @@ class DepthBody(MapBody):
 
     task = "depth"
 
-    format: DepthFormat | None = Field(
-        default=None,
-        description="For a PNG. `millimetres`: 16-bit grey, at most 65535. `colors`: from pale "
-        "yellow for the nearest point to dark violet for the farthest. Default: `millimetres`.",
-    )
+    format: DepthFormat | None = None
+    """For a PNG. `millimetres`: 16-bit grey, at most 65535. `colors`: from pale yellow for the
+    nearest point to dark violet for the farthest. Default: `millimetres`."""
 
 
 class NormalsBody(MapBody):
@@ -449,7 +385,8 @@ class EmbedTextsBody(Options):
 
     message_type = EmbedTextsRequest
 
-    texts: Strings = Field(description="At least one text; none may be blank.")
+    texts: Strings
+    """At least one text; none may be blank."""
     templates: Templates = Field(default=TEXT_TEMPLATES, description=TEMPLATES_TEXT)
     normalize: NormalizeField = EmbedTextsRequest.normalize
     dtype: VectorTypeField = EmbedTextsRequest.vector_type

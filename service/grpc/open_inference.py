@@ -13,7 +13,7 @@ from service.errors import InvalidRequest, ServiceError, Unavailable
 from service.grpc.converters import refuse_unknown_fields
 from service.grpc.generated import open_inference_pb2 as pb
 from service.grpc.generated.open_inference_pb2_grpc import GRPCInferenceServiceServicer
-from service.messages import RequestLimits
+from service.messages import ModelInfo, RequestLimits
 from service.models.registry import ModelRepository, managed_repository
 from service.open_inference.inference import (
     InferAnswer,
@@ -53,9 +53,9 @@ def _handler(
     return answer
 
 
-def _holds(check: Callable[[], None]) -> bool:
+def _holds(check: Callable[..., None], *names: str) -> bool:
     try:
-        check()
+        check(*names)
     except Unavailable:
         return False
     return True
@@ -77,12 +77,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     ModelReady = _handler(
         pb.ModelReadyResponse,
         lambda self, asked: {
-            "ready": _holds(
-                partial(
-                    self._plane.check_model_ready,
-                    find_model(self._plane, asked.name, asked.version).manifest.name,
-                )
-            )
+            "ready": _holds(self._plane.check_model_ready, self._find(asked).manifest.name)
         },
     )
     ServerMetadata = _handler(
@@ -90,19 +85,18 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         lambda self, _: server_metadata(is_managed=self._repository is not None),
     )
     ModelMetadata = _handler(
-        pb.ModelMetadataResponse,
-        lambda self, asked: model_metadata(find_model(self._plane, asked.name, asked.version)),
+        pb.ModelMetadataResponse, lambda self, asked: model_metadata(self._find(asked))
     )
     ModelConfig = _handler(
-        pb.ModelConfigResponse,
-        lambda self, asked: {
-            "config": model_config(find_model(self._plane, asked.name, asked.version))
-        },
+        pb.ModelConfigResponse, lambda self, asked: {"config": model_config(self._find(asked))}
     )
     ModelStatistics = _handler(
         pb.ModelStatisticsResponse,
         lambda self, asked: statistics(self._plane, asked.name, asked.version),
     )
+
+    def _find(self, asked: Any) -> ModelInfo:
+        return find_model(self._plane, asked.name, asked.version)
 
     async def ModelInfer(  # noqa: N802 - named by the contract, as all below
         self, request: pb.ModelInferRequest, context: Any

@@ -193,7 +193,7 @@ class ResponseWriter(Generic[AnswerT, OptionsT]):
 
     Attributes:
         items: Each image or text without an error, for a media type.
-        num_values: About how many values the response holds.
+        num_values: About how many values the response holds. Default: many.
         png: The one PNG file; None if there is no such form. An answer with this form has a value
             for each pixel, and its PNG and npy files hold one image.
         rules: Options that a media type cannot hold.
@@ -201,7 +201,7 @@ class ResponseWriter(Generic[AnswerT, OptionsT]):
     """
 
     items: Callable[[AnswerT, OptionsT, str], Iterable[Item]]
-    num_values: Callable[[AnswerT], int]
+    num_values: Callable[[AnswerT], int] = lambda answer: MAX_INLINE_VALUES + 1
     png: Callable[[AnswerT, RestRequest, ImageLimits], bytes] | None = None
     rules: Callable[[OptionsT, str], Sequence[Rule]] = lambda options, media: ()
     has_places: bool = False
@@ -483,10 +483,6 @@ def _run_lengths(
 # Masks; in JSON as labels, or each class in a format of COCO.
 MASKS: Final = ResponseWriter[SegmentImagesResponse, SegmentImagesBody](
     items=_mask_items,
-    num_values=lambda answer: sum(
-        mask.labels_HW.size + (0 if mask.cosines_KHW is None else mask.cosines_KHW.size)
-        for mask in answer.segmentations
-    ),
     png=_mask_png,
     rules=_mask_rules,
 )
@@ -513,7 +509,6 @@ FEATURES: Final = ResponseWriter[VisualizeFeaturesResponse, VisualizeFeaturesBod
         )
         for array in answer.maps
     ],
-    num_values=lambda answer: sum(array.size for array in answer.maps),
     png=lambda answer, request, limits: encode_view_png(answer.maps[0], request.options.kind),
 )
 
@@ -529,7 +524,6 @@ MAPS: Final = ResponseWriter[EstimateMapsResponse, MapBody](
     items=lambda answer, options, media: [
         (_size(array), {options.task: array}) for array in answer.maps
     ],
-    num_values=lambda answer: sum(array.size for array in answer.maps),
     png=lambda answer, request, limits: _map_png(answer.maps[0], request.options),
     rules=lambda options, media: [
         (

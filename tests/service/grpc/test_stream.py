@@ -7,15 +7,12 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.duration_pb2 import Duration
 
 from service.grpc.generated import embed_pb2, image_pb2, stream_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
 from service.server import Server
-from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
-
-LIMIT_S = 20.0
-
+from tests.service.callers import LIMIT_S, grpc_channel
+from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, sample, until
 
 Answer = stream_pb2.StreamResponse
 METHOD = "tipserve.v1.EncoderService/Stream"
@@ -23,28 +20,21 @@ METHOD = "tipserve.v1.EncoderService/Stream"
 PATCHES = 4
 
 
-def embed(image: bytes, item_id: str = "", **fields: Any) -> stream_pb2.StreamRequest:
-    images = [image_pb2.Image(encoded=image)]
-    asked = embed_pb2.EmbedImagesRequest(images=images, **fields)
-    return stream_pb2.StreamRequest(id=item_id, embed_images=asked)
-
-
-def in_seconds(seconds: float, request: stream_pb2.StreamRequest) -> stream_pb2.StreamRequest:
-    delay = Duration()
-    delay.FromNanoseconds(int(1e9 * seconds))
-    request.timeout.CopyFrom(delay)
+def embed(image: bytes, item_id: str = "", timeout_s: float | None = None, **fields: Any) -> Any:
+    asked = embed_pb2.EmbedImagesRequest(images=[image_pb2.Image(encoded=image)], **fields)
+    request = stream_pb2.StreamRequest(id=item_id, embed_images=asked)
+    if timeout_s is not None:
+        request.timeout.FromNanoseconds(int(1e9 * timeout_s))
     return request
 
 
 @asynccontextmanager
 async def connected(server: Server) -> AsyncIterator[Any]:
-    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
-    address = f"127.0.0.1:{server.ports['grpc']}"
-    async with grpc.aio.insecure_channel(address, options=options) as channel:
+    async with grpc_channel(server) as channel:
         yield EncoderServiceStub(channel)
 
 
-async def ask(server: Server, requests: Iterable[stream_pb2.StreamRequest]) -> list[Answer]:
+async def ask(server: Server, requests: Iterable[Any]) -> list[Answer]:
     """All answers of one stream."""
     async with connected(server) as stub:
         return [answer async for answer in stub.Stream(iter(requests), timeout=LIMIT_S)]
@@ -52,10 +42,6 @@ async def ask(server: Server, requests: Iterable[stream_pb2.StreamRequest]) -> l
 
 async def code_of(call: Any) -> str:
     return str((await call.code()).name)
-
-
-def sample(server: Server, name: str, **labels: str) -> float:
-    return server.metrics.registry.get_sample_value(f"tipserve_{name}", labels) or 0.0
 
 
 async def test_a_stream_without_requests_is_ended(
@@ -76,14 +62,12 @@ async def test_an_invalid_request_is_answered_by_its_own_error(
     newer = embed(encode_image(), "newer")
     newer.MergeFromString(b"\xa2\x06\x01x")  # field 100
     nothing = stream_pb2.StreamRequest(id="nothing")
-    late = in_seconds(0, embed(encode_image(), "never"))
+    late = embed(encode_image(), "never", timeout_s=0)
     requests = [good, embed(b"no image", "bad"), unknown, nothing, late, newer]
     messages = [*(r.SerializeToString() for r in requests), b"\xff\xff", good.SerializeToString()]
-    async with serving() as server:
-        channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.ports['grpc']}")
+    async with serving() as server, grpc_channel(server) as channel:
         call: Any = channel.stream_stream(f"/{METHOD}")
         answers = [Answer.FromString(a) async for a in call(iter(messages), timeout=LIMIT_S)]
-        await channel.close()
     assert [(a.id, a.index, a.error.code, a.error.reason, a.error.field) for a in answers] == [
         ("good", 0, 0, "", ""),
         ("bad", 1, 3, "invalid_image", "images[0]"),
@@ -112,27 +96,27 @@ async def test_a_full_queue_makes_a_stream_wait_and_a_unary_rpc_goes_before_it(
         runtime.gate.clear()
         stream = asyncio.ensure_future(ask(server, requests))
         assert await entered()
-        await until(lambda: sample(server, "inflight") == 4)
+        await until(lambda: sample(server.metrics, "inflight") == 4)
         alone = asyncio.ensure_future(code_of(stub.EmbedImages(requests[0].embed_images)))
-        await until(lambda: sample(server, "inflight") == 5)
+        await until(lambda: sample(server.metrics, "inflight") == 5)
         runtime.gate.set()
         assert await alone == "OK"
         assert not stream.done()
         assert [answer.id for answer in await stream] == [str(seed) for seed in range(30)]
-        assert sample(server, "rejected_total", reason="queue_full") == 0
+        assert sample(server.metrics, "rejected_total", reason="queue_full") == 0
 
 
 async def test_the_deadline_of_one_request_does_not_end_the_others(
     serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
 ) -> None:
-    late = in_seconds(0.1, embed(encode_image(seed=1), "late"))
+    late = embed(encode_image(seed=1), "late", timeout_s=0.1)
     requests = [embed(encode_image(), "first"), late, embed(encode_image(seed=2), "last")]
     async with serving() as server:
         runtime.gate.clear()
         asking = asyncio.ensure_future(ask(server, requests))
         assert await entered()
         ended = {"protocol": "grpc", "method": METHOD, "code": "DEADLINE_EXCEEDED"}
-        await until(lambda: sample(server, "requests_total", **ended) == 1)
+        await until(lambda: sample(server.metrics, "requests_total", **ended) == 1)
         runtime.gate.set()
         answers = await asking
     assert [(a.id, a.error.reason) for a in answers] == [
@@ -154,12 +138,12 @@ async def test_a_stream_that_ends_frees_queue_memory_and_decoding(
         call = stub.Stream(iter(requests), timeout=timeout_s)
         assert await entered()
         if ending == "cancelled":
-            await until(lambda: sample(server, "inflight") == 4)
+            await until(lambda: sample(server.metrics, "inflight") == 4)
             call.cancel()
         # INTERNAL is grpc.aio's own, where it is still sending as its deadline passes.
         ended = {"deadline": {"DEADLINE_EXCEEDED", "INTERNAL"}, "cancelled": {"CANCELLED"}}[ending]
         assert await code_of(call) in ended
-        await until(lambda: sample(server, "inflight") == 0)
+        await until(lambda: sample(server.metrics, "inflight") == 0)
         await until(lambda: server.admission.num_requests == 0)
         budget = server.models.models()[0].budget
         assert (budget.num_patches, budget.fits_streams(8 * PATCHES)) == (0, True)
@@ -186,7 +170,7 @@ async def test_a_stopping_server_answers_what_it_has_read_and_is_unavailable(
             call = EncoderServiceStub(channel).Stream(iter(requests), timeout=LIMIT_S)
             taking = asyncio.ensure_future(asyncio.to_thread(take, call))
             assert await entered()
-            await until(lambda: sample(server, "inflight") == 4)
+            await until(lambda: sample(server.metrics, "inflight") == 4)
             server.request_stop()
             await until(lambda: server.admission.state.value == "stopping")
             runtime.gate.set()

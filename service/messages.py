@@ -77,6 +77,12 @@ class Within:
     text: str = "must be from {low} to {high}, not {value}"
 
 
+LEAST_TEXT: Final = "must be at least {low}, not {value}"
+COSINE_TEXT: Final = (
+    "is a cosine from {low} to {high}, not {value}; include_scores returns the cosines of an image"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImagesRequest:
     """What every request about images has.
@@ -191,15 +197,7 @@ class EmbedMixedRequest(ImagesRequest):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedMixedResponse:
-    """Rows in the order of the request.
-
-    Attributes:
-        model: Name of the model that answered.
-        images_BD: One row per image.
-        texts_TD: One row per text.
-        num_patches: Patches of all images.
-        num_tokens: Tokens of all texts.
-    """
+    """One row per image and one per text, and the number of patches and tokens of all."""
 
     model: str
     images_BD: FloatArray
@@ -279,14 +277,7 @@ class SegmentImagesRequest(ImagesRequest):
     classes: tuple[SegmentClass, ...]
     templates: TemplateSet | tuple[str, ...] | None = None
     features: Features | None = None
-    background_threshold: Annotated[
-        float | None,
-        Within(
-            -1,
-            1,
-            "is a cosine from -1 to 1, not {value}; include_scores returns the cosines of an image",
-        ),
-    ] = None
+    background_threshold: Annotated[float | None, Within(-1, 1, COSINE_TEXT)] = None
     background_classes: tuple[SegmentClass, ...] = ()
     background: SegmentBackground | None = None
     background_level: Annotated[float | None, Within(0, 1)] = None
@@ -307,7 +298,6 @@ class Instance:
 
     Attributes:
         label: Of its class, from 1.
-        area: Number of pixels.
         box: Left, top, width and height, in pixels.
         score: Mean probability of the class over the pixels.
         counts: Lengths of runs outside, inside, outside ... in columns, as in COCO.
@@ -428,17 +418,13 @@ class ModelInfo:
     """Description of a served model.
 
     Attributes:
-        manifest: From the package.
-        runtime: Name of the runtime.
         precision: Precision of the arithmetic.
         device: `cpu` or `gpu`.
         runtime_reason: Why the runtime was chosen, and why others were not.
-        limits: Limits of one request.
-        buckets: Image shapes that were measured.
         tasks: Dense heads that the runtime computes.
         parity: The package's record of how exact the graphs in use are.
-        words: General words of the package; None if it has none.
-        foreground: Finds the foreground; None if the package or the installation cannot.
+        words: None if the package has no general words.
+        foreground: None if the package or the installation cannot find the foreground.
         loaded_at: Time of loading, in whole seconds since the epoch.
     """
 
@@ -496,10 +482,8 @@ class ClassifyImagesRequest(ImagesRequest):
     templates: TemplateSet | tuple[str, ...] | None = None
     features: GlobalFeatures = "cls1"
     # Below the bound the best class has all of the probability, whatever the other cosines are.
-    temperature: Annotated[
-        float | None, Within(1e-4, sys.float_info.max, "must be at least {low}, not {value}")
-    ] = None
-    top_k: Annotated[int | None, Within(1, math.inf, "must be at least {low}, not {value}")] = None
+    temperature: Annotated[float | None, Within(1e-4, sys.float_info.max, LEAST_TEXT)] = None
+    top_k: Annotated[int | None, Within(1, math.inf, LEAST_TEXT)] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,7 +95,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return grpc.stream_stream_rpc_method_handler(self._refuse_unknown)
         if service_of(method) in OPEN_SERVICES:
             return self._open_handler(handler, self._open_readers[service_of(method)])
-        rpc = Rpc.of(method, handler)
+        request_type = handler.request_deserializer.__self__  # of `Request.FromString`
+        behavior = handler.unary_unary or handler.stream_stream
+        rpc = Rpc(method.removeprefix("/"), request_type, behavior)
         is_stream = handler.stream_stream is not None
 
         async def serve(messages: Any, context: Any) -> None:

@@ -7,9 +7,8 @@ and are parsed here.
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -33,28 +32,12 @@ PACKED: Final = "packed"
 Contents = Mapping[int, Descriptor | Literal["packed"]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rpc:
-    """One RPC of ours, from bytes to bytes; in a stream, one of its requests.
-
-    Attributes:
-        name: `package.Service/Method`.
-        request_type: Type of its request.
-        behavior: Answers the request.
-    """
+class Rpc(NamedTuple):
+    """One RPC of ours: `package.Service/Method`, the type of its requests, and what answers one."""
 
     name: str
     request_type: Any
     behavior: Callable[[Message, Any], Awaitable[Message]]
-
-    @classmethod
-    def of(cls, method: str, handler: Any) -> Self:
-        """From `/package.Service/Method` and the handler that the generated code made."""
-        return cls(
-            name=method.removeprefix("/"),
-            request_type=handler.request_deserializer.__self__,  # of `Request.FromString`
-            behavior=handler.unary_unary or handler.stream_stream,
-        )
 
 
 class MessageReader:
@@ -94,7 +77,8 @@ def parse_message(raw: bytes, rpc: Rpc, ticket: Ticket) -> Message:
         Overloaded: There is no memory for it.
     """
     ticket.hold_body(len(raw))
-    check_value_count(raw, rpc.request_type.DESCRIPTOR)
+    if len(raw) > SMALL_BYTES:
+        check_value_count(raw, rpc.request_type.DESCRIPTOR)
     try:
         message: Message = rpc.request_type.FromString(raw)
         return message
@@ -104,13 +88,7 @@ def parse_message(raw: bytes, rpc: Rpc, ticket: Ticket) -> Message:
         ) from None
 
 
-def check_value_count(
-    raw: bytes,
-    message_type: Descriptor,
-    limit: int = MAX_VALUES,
-    *,
-    small_bytes: int = SMALL_BYTES,
-) -> None:
+def check_value_count(raw: bytes, message_type: Descriptor, limit: int = MAX_VALUES) -> None:
     """Refuse a message with more values than a valid request can have, before it is parsed.
 
     An empty image or prompt takes two bytes on the wire and thirty or more as an object: 32 MiB of
@@ -120,38 +98,26 @@ def check_value_count(
         raw: The message. A malformed one passes; the parser refuses it afterwards.
         message_type: Its type, which says which fields are messages with values of their own.
         limit: Most values at all depths together.
-        small_bytes: Messages of at most this size are not counted.
 
     Raises:
         RequestTooLarge: There are more values.
     """
-    if len(raw) > small_bytes and _count_values(raw, message_type, limit) > limit:
-        raise RequestTooLarge(
-            f"The message has more than {limit} values; split it.", code="too_many_items"
-        )
-
-
-def _count_values(raw: bytes, message_type: Descriptor, limit: int) -> int:
-    """The number of values; counting stops soon after the limit."""
-    count = 0
-    unread = [(slice(0, len(raw)), message_type)]
-    while unread and count <= limit:
+    count, unread = 0, [(slice(0, len(raw)), message_type)]
+    while unread:
         span, described = unread.pop()
         contents = _contents(described)
-        fields = read_fields(raw, span.start, span.stop, allow_groups=True)
         with suppress(ValueError):  # malformed from here on
+            fields = read_fields(raw, span.start, span.stop, allow_groups=True)
             for number, wire_type, value in fields:
                 count += 1
-                if count > limit:
-                    break
                 inside = contents.get(number) if wire_type == BYTES else None
-                if inside is None or not isinstance(value, slice):
-                    continue
-                if inside == PACKED:
+                if isinstance(value, slice) and inside == PACKED:
                     count += value.stop - value.start  # each number takes a byte or more
-                else:
+                elif isinstance(value, slice) and isinstance(inside, Descriptor):
                     unread.append((value, inside))
-    return count
+                if count > limit:
+                    text = f"The message has more than {limit} values; split it."
+                    raise RequestTooLarge(text, code="too_many_items")
 
 
 @cache

@@ -40,15 +40,6 @@ START_LIMIT_S = 10.0
 # Time to write the last answers.
 ANSWERS_S = 0.5
 POLL_S = 0.01
-MIN_PING_INTERVAL_MS = 10_000
-# gRPC accepts RPCs one by one, at 0.4 to 0.7 ms of CPU time, so those of one connection delay the
-# others.
-MAX_STREAMS_PER_CONNECTION = 64
-# Bytes of a message that the core takes before it is read.
-WINDOW_BYTES = 64 * 1024
-KEEPALIVE_MS = 60_000
-CONNECTION_AGE_MS = 300_000
-KEEPALIVE_TIMEOUT_MS = 20_000
 
 
 class GrpcServer:
@@ -198,21 +189,23 @@ def channel_options(protection: Protection) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", protection.settings.max_request_bytes),
         ("grpc.max_send_message_length", -1),
-        ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
+        # gRPC accepts RPCs one by one, at 0.4 to 0.7 ms of CPU time, so those of one connection
+        # delay the others.
+        ("grpc.max_concurrent_streams", 64),
         # A set of bits whose only one is "identity". A compressed message of 32 kB has 33 MB: 400
         # of them took 5 GB, since the core decompresses before any check of ours.
         ("grpc.compression_enabled_algorithms_bitset", 1),
         # By default the core widens the windows of all streams of a connection as fast as its
         # client sends, also of streams that wait: measured, to 64 MiB each.
         ("grpc.http2.bdp_probe", 0),
-        ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
+        ("grpc.http2.lookahead_bytes", 64 * 1024),
         # Clients reconnect through the balancer and so reach new replicas.
-        ("grpc.max_connection_age_ms", CONNECTION_AGE_MS),
+        ("grpc.max_connection_age_ms", 300_000),
         ("grpc.max_connection_age_grace_ms", int(1000 * protection.settings.request_timeout_s)),
         # Detects a vanished peer, and disconnects one that pings too often.
-        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
-        ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.http2.max_ping_strikes", 2),
     ]
 
@@ -239,13 +232,7 @@ def server_credentials(tls: Tls) -> grpc.ServerCredentials:
 
 
 def add_reflection(server: Any) -> None:
-    """Add reflection, which clients ask for the contract."""
-    names = (SERVICE_NAME, INFERENCE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server, pool=reflection_pool())
-
-
-def reflection_pool() -> DescriptorPool:
-    """A pool with every service of this server and all types of its messages."""
+    """Add reflection, which clients ask for the contract: every service and type of a message."""
     files: dict[str, bytes] = {}
 
     def add(file: Any) -> None:
@@ -258,4 +245,5 @@ def reflection_pool() -> DescriptorPool:
     pool = DescriptorPool()
     for content in files.values():
         pool.AddSerializedFile(content)
-    return pool
+    names = (SERVICE_NAME, INFERENCE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server, pool=pool)

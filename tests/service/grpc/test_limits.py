@@ -11,14 +11,9 @@ from hypothesis import given
 
 from service.errors import RequestTooLarge
 from service.grpc.generated import embed_pb2, image_pb2, segment_pb2, text_pb2
-from service.grpc.limits import MessageReader
-from service.grpc.limits import check_value_count as check
+from service.grpc.limits import MessageReader, check_value_count
 
 IMAGES, SEGMENT = embed_pb2.EmbedImagesRequest, segment_pb2.SegmentImagesRequest
-
-
-def check_value_count(raw: bytes, message_type: Descriptor, limit: int) -> None:
-    check(raw, message_type, limit, small_bytes=0)
 
 
 def type_of(message: Any) -> Descriptor:

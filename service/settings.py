@@ -109,13 +109,13 @@ class Settings(BaseSettings):
     `cache`. `base+heads` adds the dense heads of another folder or id. Write `name=` in front of a
     model to serve it under that name."""
     cache: Path = Field(default_factory=lambda: default_cache(os.environ))
-    """Folder for converted packages. Default: `tipserve` in $XDG_CACHE_HOME or ~/.cache. Several
-    servers may share it: one converts, the others wait for the result."""
+    """Folder for converted packages, which several servers may share. Default: `tipserve` in
+    $XDG_CACHE_HOME or ~/.cache."""
     convert_precisions: Annotated[tuple[Precision, ...], *Commas] = ()
     """Precisions to convert a checkpoint to in addition to fp32, separated by commas: `fp16`,
-    `bf16`, `int8`, `int8_weights`. Each graph is compared with the model, and the start fails if
-    one differs too much. OpenVINO computes in bf16 from the fp32 graphs and needs none of these.
-    Default: fp16 on a machine with a GPU, left out if it differs too much."""
+    `bf16`, `int8`, `int8_weights`. The start fails if a graph differs too much from the model.
+    OpenVINO needs none of these. Default: fp16 on a machine with a GPU, left out if it differs too
+    much."""
     enable_management: bool = False
     """Allow `POST /v2/repository/...` to load, swap and unload models. Every caller who may send
     requests may then do so: set API keys too."""
@@ -127,27 +127,25 @@ class Settings(BaseSettings):
     is read without a restart."""
     sizes: Annotated[tuple[Size, ...], *Commas] = ()
     """Additional image sizes to warm up and measure at the start, in pixels, separated by commas:
-    `896,896x672,1372` (one number is a square, two are height and width). Other sizes work too,
-    but the first image of each is slow, because the runtime prepares for the new size."""
+    `896,896x672,1372` (one number is a square, two are height and width). The first image of any
+    other size is slow, because the runtime prepares for it."""
     runtime: Literal["auto", "onnx", "openvino", "tensorrt", "torch"] = "auto"
     """Runtime that executes the model. `auto` chooses the fastest one that is verified on this
     machine, and reports the reason in the log and in `/v1/models`."""
     precision: Literal["auto", "fp32", "fp16", "bf16", "int8", "int8_weights"] = "auto"
     """Number format of the computation. `auto` takes the fastest that keeps the limits of the
-    package: on CPUs by its measurements, otherwise, and on every GPU, by the reference outputs that
-    it keeps, with which the start compares. On CPUs it takes int8 only if the package names it, and
-    bf16 only with AMX."""
+    package, by its measurements or its reference outputs. On CPUs it takes int8 only if the package
+    names it, and bf16 only with AMX."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Device that runs the model. `auto` chooses a GPU if there is one and a runtime supports
     it."""
     cpus: Positive | None = None
     """CPUs for which lanes and threads are planned. Default: those that the process may use, by its
-    affinity and control group. Set it to the CPU request of a container that has no CPU limit: the
-    other CPUs of the node belong to other containers."""
+    affinity and control group. Set it to the CPU request of a container that has no CPU limit."""
     workers: Positive = 1
-    """Processes of this server. They share its ports, and everything that is a total here: CPUs,
-    lanes, threads, connections, memory, the queue, and the limits of API keys. Each has models of
-    its own, on CPUs only. Management needs 1."""
+    """Processes of this server. They share its ports and everything that is a total here: CPUs,
+    lanes, threads, memory, the queue, and the limits of API keys. Each loads the models, on CPUs
+    only. Management needs 1."""
     lanes: Positive | None = None
     """Number of batches computed in parallel, each by its own runtime instance. Default on a CPU:
     one for each of `cpus`, at most 8, and at most as many as fit into half of the free memory.
@@ -156,14 +154,12 @@ class Settings(BaseSettings):
     """Threads that decode images and encode responses. Default: `cpus`, at most 8."""
     jpeg_decode: Literal["fast", "exact"] = "fast"
     """`fast` decodes a JPEG at a half, a quarter or an eighth of its size if the result is still at
-    least twice the size that the model sees. It takes half the time, and differs from `exact` by
-    half a grey level on average; patches of a photograph of 6 megapixels differ by up to 0.025, at
-    a cosine of 0.9999."""
+    least twice the size that the model sees. It takes half the time; patches of a photograph of 6
+    megapixels differ from `exact` by up to 0.025, at a cosine of 0.9999."""
 
     watchdog_hang_limit_s: Seconds = 60.0
     """Seconds after which a running batch counts as hung. While every lane is hung or dead, the
-    server is neither ready nor live, so that the platform restarts it. Raise it if a batch of the
-    largest image takes longer."""
+    server is not live, so that the platform restarts it. Raise it if a batch takes longer."""
 
     host: str | None = None
     """Address that all three ports listen on; `0.0.0.0` is every address. Default: 127.0.0.1, so
@@ -200,9 +196,8 @@ class Settings(BaseSettings):
     max_batch_patches: Positive = 4096
     """Maximum patches in a batch, and so in one image at model size. A patch of more than 14 x 14
     pixels counts there as one for each 144 of them; eight such images of 14 x 14 are the most of a
-    request in pixels. A batch whose maximum images were measured holds at most that many images of
-    the native size. On a GPU whose free memory is known, the default bounds single images only, and
-    that memory bounds batches."""
+    request in pixels. On a GPU whose free memory is known, the default bounds single images only,
+    and that memory bounds batches."""
     max_queue_patches: Positive = 65536
     """Maximum patches of all requests in progress for each model. Further requests get 429."""
 
@@ -224,8 +219,8 @@ class Settings(BaseSettings):
     max_work_memory_bytes: Positive = 160 * 1024 * 1024
     """Maximum bytes that the images of all requests take while they are decoded, and their maps,
     masks and answers until they are sent. A request waits for its share until its deadline. One
-    whose answer needs more, or has more than four fifths of it, gets 413 with the ways to a smaller
-    answer. An image that needs more is decoded alone."""
+    whose answer needs more than four fifths of it gets 413 with the ways to a smaller answer. An
+    image that needs more is decoded alone."""
     image_cache_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
     """Maximum bytes of the embeddings of images that are kept for further requests for the same
     file at the same size, such as masks of other classes. They need neither decoding nor the model.

@@ -125,7 +125,7 @@ class Telemetry:
             call: Its stages and error are recorded.
             method: One of our routes or RPCs, or `other`; never a name that a caller made up.
             code: HTTP status, or the name of a gRPC code.
-            is_fault: Whether the server is at fault, by OpenTelemetry's conventions.
+            is_fault: Whether the server is at fault.
             is_quiet: Whether to count only, as with health checks.
         """
         seconds, label = call.clock() - call.started, str(code)

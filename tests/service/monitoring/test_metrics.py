@@ -1,7 +1,6 @@
 """Metrics of calls, models, devices and the process, as a scrape reads them."""
 
 import asyncio
-import re
 import sys
 import time
 from types import ModuleType, SimpleNamespace
@@ -11,45 +10,6 @@ from unittest.mock import Mock
 import pytest
 
 from service.monitoring.metrics import Metrics, watching_loop_lag
-
-UNITS: tuple[str, ...] = ("_seconds", "_total", "_images", "_patches", "_texts", "_info", "_depth")
-UNITS += ("_inflight", "_lanes", "_bytes", "_ratio", "_watts", "_celsius", "_cpus", "_ready")
-
-
-def test_names_have_our_prefix_help_and_units(metrics: Metrics) -> None:
-    families = [f for f in metrics.registry.collect() if not f.name.startswith("process_")]
-    assert not [s.name for f in families for s in f.samples if s.name.endswith("_created")]
-    for family in families:
-        name = family.name + ("_total" if family.type == "counter" else "")
-        assert re.fullmatch(r"tipserve_[a-z_]+", name)
-        assert name.endswith(UNITS), name
-        assert family.documentation.endswith("."), name
-
-
-def test_calls_are_counted_by_model_and_protocol_and_in_total(metrics: Metrics) -> None:
-    metrics.calls.observe("POST /x", "200", 0.5, {"run": 0.25}, model="a")
-    metrics.calls.observe("POST /y", "200", 0.5, {"run": 0.25}, model="a")
-    metrics.calls.observe("s.S/X", "OK", 0.5, {"run": 0.25}, model="a")
-    metrics.calls.observe("POST /x", "200", 2.0, {"run": 1.0}, model="b")
-    metrics.calls.observe("other", "UNIMPLEMENTED", None, {})
-    found = {
-        (s.name.removeprefix("tipserve_"), *sorted(s.labels.values())): s.value
-        for family in metrics.registry.collect()
-        for s in family.samples
-    }
-    expected = {
-        ("requests_total", "200", "POST /x", "http"): 2,
-        ("requests_total", "UNIMPLEMENTED", "grpc", "other"): 1,
-        ("request_duration_seconds_sum", "POST /x"): 2.5,
-        ("stage_duration_seconds_sum", "run"): 1.75,
-        ("model_requests_total", "200", "a", "http"): 2,
-        ("model_requests_total", "OK", "a", "grpc"): 1,
-        ("model_request_duration_seconds_sum", "a", "http"): 1,
-        ("model_stage_duration_seconds_sum", "a", "run"): 0.75,
-    }
-    assert found | expected == found
-    assert ("request_duration_seconds_count", "other") not in found
-    assert not [row for row in found if row[0].startswith("model") and not {"a", "b"} & {*row}]
 
 
 class FakeNvml(ModuleType):

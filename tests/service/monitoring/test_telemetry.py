@@ -38,6 +38,7 @@ def test_a_call_is_counted_and_if_not_quiet_traced(metrics: Metrics, is_quiet: b
         assert current_call.get() is call
         assert (call.request_id, call.trace.trace_id) == ("me", TRACE_ID)
         assert call.deadline == pytest.approx(call.started + 5.0)
+        call.model = "tiny"
         call.wait("run", 0.25)
         call.error = "internal"
         telemetry.end(call, "POST /x", 500, is_fault=True, is_quiet=is_quiet)
@@ -48,6 +49,11 @@ def test_a_call_is_counted_and_if_not_quiet_traced(metrics: Metrics, is_quiet: b
     labels = {"protocol": "http", "method": "POST /x", "code": "500"}
     assert sample("tipserve_requests_total", labels) == 1
     assert sample("tipserve_stage_duration_seconds_sum", {"stage": "run"}) == 0.25
+    model = {"model": "tiny"}
+    of_model = {**model, "protocol": "http"}
+    assert sample("tipserve_model_requests_total", {**of_model, "code": "500"}) == 1
+    assert sample("tipserve_model_request_duration_seconds_count", of_model) == 1
+    assert sample("tipserve_model_stage_duration_seconds_sum", {**model, "stage": "run"}) == 0.25
     assert f'method="POST /x"}} 1.0 # {{trace_id="{TRACE_ID}"}}' in exposed(metrics)
     spans = exporter.get_finished_spans()
     assert len(spans) == (0 if is_quiet else 1)

@@ -1,15 +1,14 @@
 """Traces of requests, through OpenTelemetry's API.
 
 The API does nothing until it is given a tracer of the SDK, which `service.monitoring.span_export`
-makes. A request is one server span with a child span for each stage; there is one `run` for each
-batch that computed items of the request and did not fail.
+makes. A request is one server span with a child span for each stage; a batch that failed has no
+`run`.
 
 A span never holds an image's name, a text, a query or an exception's message.
 """
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, Literal
 
 from opentelemetry.context import Context
@@ -35,29 +34,12 @@ NO_PARENT: Final = Context()
 OFFSET_NS: Final = time.time_ns() - time.monotonic_ns()
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
-class BatchRun:
-    """One batch that a lane has computed, as the traces of its requests show it.
-
-    Attributes:
-        bucket: Shape of its items.
-        num_items: Images or texts.
-        cost: In patches or tokens.
-        ended: Monotonic seconds.
-    """
-
-    bucket: str
-    num_items: int
-    cost: int
-    ended: float
-
-
 class RequestTrace:
     """Trace of one request.
 
-    Stages may be added by any thread; batches and `end` belong to the request's loop. Their spans
-    are made at the end: a stage that runs once per image becomes one span, and a
-    request that is not sampled costs one comparison per stage.
+    Stages may be added by any thread; `end` belongs to the request's loop. Spans are made at the
+    end: a stage that runs once per image becomes one span, and a request that is not sampled costs
+    one comparison per stage.
     """
 
     def __init__(self, span: Span, tracer: Tracer = NO_TRACER, started: float = 0.0) -> None:
@@ -68,7 +50,6 @@ class RequestTrace:
         self.is_recording = span.is_recording()
         self._span, self._tracer, self._started = span, tracer, started
         self._stages: dict[str, tuple[float, float]] = {}
-        self._runs: dict[BatchRun, float] = {}  # with their starts
 
     def stage(self, name: str, started: float, ended: float) -> None:
         """Add one run of a stage; the stage's span covers its first start to its last end."""
@@ -76,40 +57,21 @@ class RequestTrace:
             first, last = self._stages.get(name, (started, ended))
             self._stages[name] = min(first, started), max(last, ended)
 
-    def ran_in(self, batch: BatchRun | None, *, queue_s: float, run_s: float) -> None:
-        """Record that a batch computed an item, which waited and then ran for so long.
-
-        Another request may have started the item: equal prompts are computed once.
-        """
-        if self.is_recording and batch is not None and batch not in self._runs:
-            started = self._runs[batch] = batch.ended - run_s
-            self.stage("queue", started - queue_s, started)
-
     def end(
         self, name: str, attributes: Mapping[str, str | int], *, seconds: float, is_fault: bool
     ) -> None:
         """Make the spans of the stages and end the request's own, once."""
         if not self.is_recording:
             return
-        for batch, started in self._runs.items():
-            facts: dict[str, str | int] = {"bucket": batch.bucket, "items": batch.num_items}
-            facts["cost"] = batch.cost
-            named = {f"tipserve.batch.{fact}": value for fact, value in facts.items()}
-            self._add("run", started, batch.ended, named)
+        parent = set_span_in_context(self._span, NO_PARENT)
         for stage, (first, last) in sorted(self._stages.items(), key=lambda one: one[1]):
-            self._add(stage, first, last)
+            child = self._tracer.start_span(stage, parent, start_time=_epoch_ns(first))
+            child.end(_epoch_ns(last))
         self._span.update_name(name)
         self._span.set_attributes(attributes)
         if is_fault:
             self._span.set_status(Status(StatusCode.ERROR))
         self._span.end(_epoch_ns(self._started + seconds))
-
-    def _add(
-        self, name: str, first: float, last: float, facts: Mapping[str, str | int] | None = None
-    ) -> None:
-        parent, start = set_span_in_context(self._span, NO_PARENT), _epoch_ns(first)
-        child = self._tracer.start_span(name, parent, attributes=facts, start_time=start)
-        child.end(_epoch_ns(last))
 
 
 NO_TRACE: Final = RequestTrace(INVALID_SPAN)

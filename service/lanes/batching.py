@@ -30,7 +30,6 @@ from service.lanes.lane import Lane, collate
 from service.lanes.work import Batch, BatchLimits, Completed, Outputs
 from service.machine import work_in_background
 from service.monitoring.metrics import Metrics
-from service.tracing import BatchRun
 
 # Trial batches take at most this part of an idle lane's time, even with a slow model.
 TRIAL_PART: Final = 0.02
@@ -229,10 +228,9 @@ class LaneWorker:
             del batch, item, error
             return type(cause)
         ended = batcher.clock()
-        run = BatchRun(bucket=batch.bucket.label, num_items=num_items, cost=batch.cost, ended=ended)
         for item, outputs in zip(batch.items, results, strict=True):
             queue_s, run_s = batch.taken - item.enqueued, ended - batch.taken
-            done = Completed(outputs=outputs, queue_s=queue_s, run_s=run_s, batch=run)
+            done = Completed(outputs=outputs, queue_s=queue_s, run_s=run_s, ended=ended)
             item.future.settle(done)
         return None
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from model.graphs import PATCH_OUTPUTS, DenseTask, PatchOutput
 from service.call import DEFAULT_PRIORITY, Call
 from service.errors import ServiceError
-from service.tracing import BatchRun
 
 # Images to embed, texts to embed, images for a dense head, and images for both in one pass.
 Kind = (
@@ -96,12 +95,19 @@ class BatchLimits:
 
 @dataclass(slots=True, kw_only=True)
 class Completed:
-    """Outputs of one item, its time in the queue and in the batch in seconds, and the batch."""
+    """Outputs of one item, and its time in the queue and in the batch in seconds.
+
+    Attributes:
+        outputs: By name.
+        queue_s: In the queue.
+        run_s: In the batch.
+        ended: Monotonic seconds of the batch's end; None if no batch computed it.
+    """
 
     outputs: Outputs
     queue_s: float
     run_s: float
-    batch: BatchRun | None = None
+    ended: float | None = None
 
 
 def record_batches(done: Sequence[Completed], call: Call) -> None:
@@ -109,7 +115,10 @@ def record_batches(done: Sequence[Completed], call: Call) -> None:
     queue_s = run_s = 0.0
     for item in done:
         queue_s, run_s = max(queue_s, item.queue_s), max(run_s, item.run_s)
-        call.trace.ran_in(item.batch, queue_s=item.queue_s, run_s=item.run_s)
+        if item.ended is not None:
+            started = item.ended - item.run_s
+            call.trace.stage("queue", started - item.queue_s, started)
+            call.trace.stage("run", started, item.ended)
     call.wait("queue", queue_s)
     call.wait("run", run_s)
 

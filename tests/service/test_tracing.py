@@ -1,16 +1,13 @@
 """Spans of requests and batches over both transports, as an OpenTelemetry exporter gets them."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import Tracer
 
-from service.tracing import NO_TRACER, BatchRun, begin_request
+from service.tracing import NO_TRACER, begin_request
 from tests.service.callers import (
     BOTH,
     INTERNAL,
@@ -21,7 +18,7 @@ from tests.service.callers import (
     ask_stream,
     http_client,
 )
-from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, sample, until
+from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, until
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT_ID = "b7ad6b7169203331"
@@ -145,34 +142,6 @@ async def test_attributes_follow_the_conventions_and_hold_no_text(
     assert resource["service.name"] == "tipserve"
 
 
-async def test_a_run_says_how_large_its_batch_was(
-    traced: Serving,
-    exporter: InMemorySpanExporter,
-    encode_image: Encode,
-    runtime: FakeRuntime,
-    entered: Entered,
-) -> None:
-    async with traced(max_batch_images=8) as server:
-        runtime.gate.clear()
-        asked = [asyncio.ensure_future(ask_grpc(server, encode_image()))]
-        assert await entered()
-        asked += [
-            asyncio.ensure_future(ask(server, encode_image(seed=seed)))
-            for seed, ask in enumerate((ask_rest, ask_grpc, ask_rest))
-        ]
-        await until(lambda: sample(server.metrics, "queue_depth", bucket="image 28x28") == 3)
-        runtime.gate.set()
-        await asyncio.gather(*asked)
-    runs = [dict(run.attributes or {}) for run in named(exporter, "run")]
-    large = {
-        "tipserve.batch.bucket": "image 28x28",
-        "tipserve.batch.items": 3,
-        "tipserve.batch.cost": 12,
-    }
-    small = large | {"tipserve.batch.items": 1, "tipserve.batch.cost": 4}
-    assert sorted(runs, key=str) == sorted([small, large, large, large], key=str)
-
-
 @BOTH
 async def test_the_caller_decides_and_else_the_sample_ratio(
     traced: Serving,
@@ -211,14 +180,6 @@ async def test_a_failing_batch_is_an_error_without_its_message(
     assert not any(span.events for span in exporter.get_finished_spans())
 
 
-@pytest.fixture
-def tracer(exporter: InMemorySpanExporter) -> Iterator[Tracer]:
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    yield provider.get_tracer("test")
-    provider.shutdown()
-
-
 @BOTH
 async def test_a_caller_who_leaves_the_queue_has_a_queue_span_and_no_run(
     traced: Serving,
@@ -237,19 +198,6 @@ async def test_a_caller_who_leaves_the_queue_has_a_queue_span_and_no_run(
         assert not named(exporter, "run")
         runtime.gate.set()
         assert (await first).status in OK
-
-
-def test_a_request_that_joins_the_work_of_another_has_its_batch_from_then_on(
-    tracer: Tracer, exporter: InMemorySpanExporter
-) -> None:
-    trace = begin_request(tracer, "http", "POST", {}, started=2.0)
-    batch = BatchRun(ended=3.0, bucket="text 8", num_items=2, cost=9)
-    for _ in range(2):
-        trace.ran_in(batch, queue_s=0.0, run_s=1.0)
-    trace.end("POST /x", {}, seconds=2.0, is_fault=False)
-    (run,) = named(exporter, "run")
-    start, end = times(run)
-    assert end - start == 1_000_000_000, "from when it joined"
 
 
 @pytest.mark.parametrize(

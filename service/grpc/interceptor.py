@@ -6,7 +6,8 @@ the contract in `proto/`. Their messages are small, and few are read at once.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import aclosing
 from functools import partial
 from typing import Any, Final
 from urllib.parse import unquote
@@ -120,7 +121,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _open_handler(self, handler: Any, reader: MessageReader) -> Any:
         """A handler of health or reflection that reads its messages itself, as bytes."""
 
-        async def read_all(context: Any, host: str) -> AsyncIterator[Any]:
+        async def read_all(context: Any, host: str) -> AsyncGenerator[Any, None]:
             while (raw := await reader.read(context, host)) is not grpc.aio.EOF:
                 if len(raw) > MAX_OPEN_MESSAGE_BYTES:
                     raw = b""  # the context keeps the error, and the error this frame
@@ -131,17 +132,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     raise InvalidRequest("The message is malformed.") from None
 
         async def answer(messages: Any, context: Any) -> None:
-            requests = read_all(context, self._host_of(context, headers_of(context)))
+            host = self._host_of(context, headers_of(context))
             try:
-                if handler.stream_stream is not None:
-                    async for one in handler.stream_stream(requests, context):
-                        await context.write(one)
-                    return
-                async for request in requests:  # the only one
-                    if handler.unary_stream is not None:
-                        await handler.unary_stream(request, context)  # it writes to the context
-                    else:
-                        await context.write(await handler.unary_unary(request, context))
+                async with aclosing(read_all(context, host)) as requests:
+                    if handler.stream_stream is not None:
+                        async for one in handler.stream_stream(requests, context):
+                            await context.write(one)
+                        return
+                    async for request in requests:
+                        if handler.unary_stream is not None:
+                            await handler.unary_stream(request, context)  # it writes to the context
+                        else:
+                            await context.write(await handler.unary_unary(request, context))
+                        return  # it was the only one
             except ServiceError as error:
                 await _abort(context, error, ())
             except NotImplementedError:  # such as Health/List, which newer contracts have

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from model.preprocess import Fit
 from tipserve_cli.engine import UserError
@@ -105,3 +105,10 @@ class EvaluateOptions:
     def finds_no_background(self) -> bool:
         """Whether every pixel of a mask is of a class."""
         return self.background == "none" and self.background_threshold is None
+
+    def shown(self, *names: str) -> dict[str, Any]:
+        """Options for a report, without those that are not given."""
+        given = {name: getattr(self, name) for name in names or ("embedding", "resolution")}
+        if "templates" in given:
+            given["templates"] = self.sentences
+        return {name: value for name, value in given.items() if value is not None}

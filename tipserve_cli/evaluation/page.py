@@ -15,7 +15,7 @@ from model.files import atomic_write
 from model.image_codec import ImageLimits, decode_image
 from model.manifest import ScoreEntry
 from tipserve_cli.evaluation.report import MODEL, class_scores, confused_classes, digits, numbers_of
-from tipserve_cli.evaluation.tasks import Result, ShownMask
+from tipserve_cli.evaluation.results import Result, ShownMask
 from tipserve_cli.local import colours
 from tipserve_client import ModelInfo
 

@@ -21,7 +21,7 @@ from model.manifest import ScoreEntry
 from model.scores.bootstrap import Interval
 from model.scores.pixels import Pixels
 from tipserve_cli.engine import UserError, describe
-from tipserve_cli.evaluation.tasks import Result, Score
+from tipserve_cli.evaluation.results import Result, Score
 from tipserve_client import ModelInfo
 
 REPORT: Final = "report.json"

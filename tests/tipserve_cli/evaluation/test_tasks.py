@@ -14,8 +14,9 @@ from model.scores.pixels import Pixels, count_pixels
 from tests.tipserve_cli.conftest import Scripted
 from tipserve_cli.evaluation import tasks
 from tipserve_cli.evaluation.answers import Answers
+from tipserve_cli.evaluation.masks import score_segmentation
 from tipserve_cli.evaluation.options import EvaluateOptions
-from tipserve_cli.evaluation.tasks import Result
+from tipserve_cli.evaluation.results import Result
 from tipserve_client.requests import Request
 
 Row = dict[str, list[int]]
@@ -111,7 +112,7 @@ def test_masks_are_compared_pixel_by_pixel(
         reduce_zero_label=options.get("reduce_zero_label", False),
     )
     world.model.masks = {index: [one] for index, one in enumerate(called)}  # labels start at 1
-    result = world.score(tasks.score_segmentation, given, **options)
+    result = world.score(score_segmentation, given, **options)
     assert values(result)["mIoU"] == pytest.approx(miou)
     if len(truth) == 2:
         assert values(result)["pixel accuracy"] == pytest.approx(80.0)
@@ -129,14 +130,14 @@ def test_masks_of_the_models_own_classes_are_matched_by_name(world: World) -> No
     # The model has a class that the set has not, and another order.
     world.model.own_classes = ["dog", "cow", "cat"]
     world.model.masks = {0: [[3, 2, 1, 1]], 1: [[3, 1, 1, 3]]}
-    result = world.score(tasks.score_segmentation, given, classes="model")
+    result = world.score(score_segmentation, given, classes="model")
     assert result.task == "segmentation by own classes"
     # cat: 2 hits in a union of 4; dog: 4 in 5.
     assert values(result) == pytest.approx({"mIoU": (50 + 80) / 2, "pixel accuracy": 100 * 6 / 8})
     assert {*map(tuple, map(class_names, world.model.requests))} == {("model",)}
     other = replace(given, names=["dog", "bird"])
     with pytest.raises(sets.SetError, match="the model has no class 'bird'; it has dog, cow, cat"):
-        world.score(tasks.score_segmentation, other, classes="model")
+        world.score(score_segmentation, other, classes="model")
 
 
 def test_objects_are_scored_with_background_at_a_threshold_of_the_other_images(
@@ -149,7 +150,7 @@ def test_objects_are_scored_with_background_at_a_threshold_of_the_other_images(
     # A threshold between 0.2 and 0.3 is best for images 0 and 1, and for 2 one between 0.5 and 0.6.
     world.model.cosines = {0: [[0.2, 0.3, 0.3, 0.1]], 1: [[0.2, 0.3, 0.3, 0.1]]}
     world.model.cosines[2] = [[0.5, 0.6, 0.6, 0.5]]
-    found = values(world.score(tasks.score_segmentation, given))
+    found = values(world.score(score_segmentation, given))
     # Image 2 keeps all its pixels at the threshold of the others, and the others theirs.
     assert found["IoU with background"] == pytest.approx((100 + 100 + 50) / 3)
     assert found["absent names (%)"] == 0
@@ -159,7 +160,7 @@ def test_objects_are_scored_with_background_at_a_threshold_of_the_other_images(
     world.model.named_masks = {
         index: {"cat": [[0, 1, 0, 0]], "a": [[1, 0, 0, 0]]} for index in range(3)
     }
-    found = values(world.score(tasks.score_segmentation, given, background="auto"))
+    found = values(world.score(score_segmentation, given, background="auto"))
     assert found["IoU with background"] == pytest.approx(50)
     assert found["absent names (%)"] == 25
     assert found["boundary F"] == 100
@@ -168,7 +169,7 @@ def test_objects_are_scored_with_background_at_a_threshold_of_the_other_images(
 def test_names_that_an_image_shows_compete_with_each_other_only(world: World) -> None:
     given = world.masks([[[0, 0, 1, 1]], [[2, 2, 2, 2]]], "cat\ndog\nbird\n")
     world.model.masks = {0: [[1, 1, 1, 2]], 1: [[1, 1, 3, 3]]}
-    found = values(world.score(tasks.score_segmentation, given))
+    found = values(world.score(score_segmentation, given))
     # cat: 2 in 3; dog: 1 in 2. The bird is the only name of its image, in the first two pixels.
     assert found["IoU, names given"] == pytest.approx(100 * (2 / 3 + 1 / 2 + 1 / 2) / 3)
     assert "IoU with background" not in found  # no pixel of the set is background

@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
@@ -18,6 +19,7 @@ from tipserve_client import Unavailable
 URL_VARIABLE: Final = "TIPSERVE_URL"
 KEY_VARIABLE: Final = "TIPSERVE_API_KEY"
 T = TypeVar("T")
+Positive = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 # The settings of the service that have flags here; variables set all others.
 LOADING: Final = ("runtime", "precision", "device", "cache")
 
@@ -27,7 +29,7 @@ def as_help(documented: T) -> T:
 
     The docstring of a command and those of its options are its help.
     """
-    documented.__doc__ = re.sub(r"\n {12}(?=\S)", " ", documented.__doc__ or "")
+    documented.__doc__ = re.sub(r"\n {8}(?=\S)", " ", cleandoc(documented.__doc__ or ""))
     return documented
 
 
@@ -88,17 +90,36 @@ class ModelOptions(ServerOptions):
         return tuple(f"--{name}={value}" for name, value in given.items() if value is not None)
 
 
+@as_help
+@dataclass(frozen=True, kw_only=True)
+class RayOptions:
+    """A cluster, and the resources of each worker.
+
+    Attributes:
+        ray: Run on the cluster with this address. Without one: the variable RAY_ADDRESS, else a
+            new local cluster.
+        workers: Processes that each load the model.
+        cpus_per_worker: CPU cores of a worker.
+        gpus_per_worker: GPUs of a worker.
+    """
+
+    ray: Annotated[str | bool | None, Parameter(metavar="[ADDRESS]")] = None
+    workers: Positive = 1
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+
+
 # Options that several commands have.
 OUTPUT: Final = Parameter(name=("--output", "-o"))
 # A file, or - for standard output.
 OUTPUT_OR_PIPE: Final = Parameter(name=("--output", "-o"), allow_leading_hyphen=True)
 Flag = Annotated[bool, Parameter(show_default=False)]
 AsJson = Annotated[bool, Parameter(name="--json", show_default=False)]
-Positive = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 # An argument that may be `-`, for standard input.
 Input = Annotated[str, Parameter(allow_leading_hyphen=True, validator=reject_options)]
 # Annotations of a command's parameter, which make options of its fields.
 Server = Annotated[ServerOptions, Parameter(name="*", group="Server")]
+Ray = Annotated[RayOptions, Parameter(name="*", group="Many machines, by Ray")]
 Model = Annotated[ModelOptions, Parameter(name="*", group="Model: here, or on a server")]
 
 

@@ -177,7 +177,7 @@ def test_completion_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 )
 def test_the_address_of_a_cluster_is_optional(given: list[str], ray: object) -> None:
     _, bound, _ = new_app().parse_args(["embed", "a", "-o", "b", *given, "--workers", "2"])
-    assert (bound.args, bound.kwargs["options"].ray) == (("a",), ray)
+    assert (bound.args, bound.kwargs["cluster"].ray) == (("a",), ray)
 
 
 @pytest.mark.parametrize("program", ["tipserve serve", "python -m service"])

@@ -10,7 +10,6 @@ import logging
 import pickle
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -23,6 +22,7 @@ from tipserve_cli.bulk.inputs import Inputs, Part
 from tipserve_cli.bulk.job import Job, JobFolder, Task, compute_here, run_job
 from tipserve_cli.engine import UserError
 from tipserve_cli.local import load, open_manifest
+from tipserve_cli.model_options import RayOptions
 from tipserve_cli.progress import Advance
 
 # An exception of another machine arrives as text with its traceback. The first of these is the
@@ -30,46 +30,35 @@ from tipserve_cli.progress import Advance
 CAUSES: Final = (r"^\S*\bUserError: (.+)$", r"^([A-Za-z_.]+(?:Error|Exception): .+)$", r"(.+)")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RayOptions:
-    """The cluster, and the resources of each worker.
-
-    Attributes:
-        flags: Settings of the service, for every actor.
-        address: Of the cluster; None is the variable RAY_ADDRESS, or a new local cluster.
-        workers: Actors; each loads the model.
-        cpus: Cores of an actor.
-        gpus: GPUs of an actor.
-    """
-
-    flags: tuple[str, ...]
-    address: str | None = None
-    workers: int = 1
-    cpus: float = 1.0
-    gpus: float = 0.0
-
-
-def run_on_ray(task: Task, inputs: Inputs, options: RayOptions, **output: Any) -> int:
-    """Run or continue a job on a cluster, as `run_job`."""
-    manifest = open_manifest(options.flags)
-    names = {"name": manifest.name, "fingerprint": manifest.digest}
-    job = Job(inputs=inputs, task=task, model={**names, "embed_dim": manifest.embed_dim})
-    return run_job(job, partial(compute_on_ray, options), **output)
-
-
-def compute_on_ray(
-    options: RayOptions, parts: Sequence[Part], folder: JobFolder, advance: Advance
-) -> None:
-    """Compute parts. After an error, the parts that were written stay.
+def run_on_ray(
+    task: Task, inputs: Inputs, flags: Sequence[str], options: RayOptions, **output: Any
+) -> int:
+    """Run or continue a job on a cluster, as `run_job`.
 
     Args:
+        task: What is computed.
+        inputs: The images; all machines must share them and the output.
+        flags: Settings of the service, for every actor.
         options: The cluster.
-        parts: The missing ones.
-        folder: Receives the parts; it must be shared by all machines.
-        advance: Counts a part.
+        output: As for `run_job`.
     """
+    manifest = open_manifest(flags)
+    names = {"name": manifest.name, "fingerprint": manifest.digest}
+    job = Job(inputs=inputs, task=task, model={**names, "embed_dim": manifest.embed_dim})
+    return run_job(job, partial(_compute, flags=flags, options=options), **output)
+
+
+def _compute(
+    parts: Sequence[Part],
+    folder: JobFolder,
+    advance: Advance,
+    *,
+    flags: Sequence[str],
+    options: RayOptions,
+) -> None:
+    """Compute parts. After an error, the parts that were written stay."""
     ray.init(
-        address=options.address,
+        address=options.ray if isinstance(options.ray, str) else None,
         log_to_driver=False,
         logging_level=logging.ERROR,
         configure_logging=True,
@@ -81,12 +70,12 @@ def compute_on_ray(
         rows = [{"part": pickle.dumps(part)} for part in parts]
         written = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             PartWriter,
-            fn_constructor_args=(options.flags, folder.job, folder.place),
+            fn_constructor_args=(flags, folder.job, folder.place),
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=options.workers),
-            num_cpus=options.cpus,
-            num_gpus=options.gpus,
+            num_cpus=options.cpus_per_worker,
+            num_gpus=options.gpus_per_worker,
         )
         for row in written.iter_rows():
             advance(row["num_bad"])

@@ -18,13 +18,14 @@ from tipserve_cli.model_options import (
     Model,
     ModelOptions,
     Positive,
+    Ray,
+    RayOptions,
     as_help,
 )
 from tipserve_cli.program import DONE, DONE_WITH_SKIPPED_IMAGES
 
 EMBEDDINGS: Final = Parameter(group="Embeddings")
 INPUTS: Final = Parameter(group="Inputs")
-RAY: Final = Parameter(group="Many machines, by Ray")
 IMAGE_OUTPUTS: Final = ("patches", "values", "cls1", "cls2")
 SUFFIX: Final = ".parquet"
 
@@ -48,11 +49,6 @@ class EmbedOptions:
         key_column: Column of a Parquet input that becomes the key.
         part_items: Images of a part, which is the unit of writing and of resuming; a shard is
             always one part.
-        ray: Run on the cluster with this address. Without one: the variable RAY_ADDRESS, else a
-            new local cluster.
-        workers: Processes that each load the model.
-        cpus_per_worker: CPU cores of a worker.
-        gpus_per_worker: GPUs of a worker.
     """
 
     # No Path, which would make one slash of the two in s3://.
@@ -67,16 +63,13 @@ class EmbedOptions:
     image_column: Annotated[str, INPUTS] = "image"
     key_column: Annotated[str | None, INPUTS] = None
     part_items: Annotated[Positive, INPUTS] = 512
-    ray: Annotated[str | bool | None, RAY, Parameter(metavar="[ADDRESS]")] = None
-    workers: Annotated[Positive, RAY] = 1
-    cpus_per_worker: Annotated[float, RAY] = 1.0
-    gpus_per_worker: Annotated[float, RAY] = 0.0
 
 
 @as_help
 def run(
     *paths: Annotated[Input, Parameter(required=True)],
     options: Annotated[EmbedOptions, Parameter(name="*")],
+    cluster: Ray = RayOptions(),
     model: Model = ModelOptions(),
 ) -> int:
     """Run the command; returns the exit status.
@@ -86,6 +79,7 @@ def run(
             time), also as URLs of an object store such as s3://bucket/photos (extra `stores`); -
             reads a list of paths from standard input.
         options: Of the command.
+        cluster: For --ray.
         model: Here, or on a server.
     """
     # Imported here, because they need the extra `cli`, and help needs none.
@@ -97,20 +91,13 @@ def run(
     inputs = find_inputs(paths, sys.stdin, options.part_items)
     is_file = Path(options.output).suffix.lower() == SUFFIX
     output = {"output": options.output, "is_file": is_file, "overwrite": options.overwrite}
-    if options.ray is None:
+    if cluster.ray is None:
         status = run_here(task, inputs, model, **output)
     else:
         if model.url:
             raise UserError("--ray loads the model on the cluster; remove --url.")
         on_ray = importlib.import_module("tipserve_cli.bulk.on_ray")
-        cluster = on_ray.RayOptions(
-            flags=model.loading_flags,
-            address=options.ray if isinstance(options.ray, str) else None,
-            workers=options.workers,
-            cpus=options.cpus_per_worker,
-            gpus=options.gpus_per_worker,
-        )
-        status = on_ray.run_on_ray(task, inputs, cluster, **output)
+        status = on_ray.run_on_ray(task, inputs, model.loading_flags, cluster, **output)
     is_allowed = options.allow_bad_items and status == DONE_WITH_SKIPPED_IMAGES
     return DONE if is_allowed else status
 

@@ -6,7 +6,9 @@ S tapped blocks, K classes.
 
 from typing import Final, Literal
 
-# `int8` quantises weights and activations, `int8_weights` the weights only.
+# Precisions that graphs are exported in; `int8` quantises weights and activations of images.
+ExportPrecision = Literal["fp32", "fp16", "bf16", "int8"]
+# Packages of earlier versions may also have graphs with weights in 8 bits.
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8_weights"]
 HalfPrecision = Literal["fp16", "bf16"]
 DenseTask = Literal["depth", "normals", "segmentation"]
@@ -14,7 +16,7 @@ Part = Literal["vision", "text", "depth", "normals", "segmentation"]
 
 # Graphs that a package gets beside fp32 unless others are named: GPUs compute in fp16 from graphs
 # in fp16. Measured on the bundled student: 7 of 45 MB, and no more CPU time.
-USUAL_PRECISIONS: Final[tuple[Precision, ...]] = ("fp16",)
+USUAL_PRECISIONS: Final[tuple[ExportPrecision, ...]] = ("fp16",)
 
 # `pixel_values` [B, 3, H, W] to [B, D], [B, D], [B, N, D] and [B, N, D].
 VISION_OUTPUTS: Final = ("cls1", "cls2", "patch_embeddings", "value_embeddings")

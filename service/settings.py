@@ -25,7 +25,7 @@ from pydantic_settings import (
 
 from model.conversion.cache import default_cache
 from model.conversion.source import split_models
-from model.graphs import Precision
+from model.graphs import ExportPrecision
 
 PREFIX = "TIPSERVE_"
 SIZE = re.compile(r"(\d{1,6})(?:x(\d{1,6}))?")
@@ -111,11 +111,10 @@ class Settings(BaseSettings):
     cache: Path = Field(default_factory=lambda: default_cache(os.environ))
     """Folder for converted packages, which several servers may share. Default: `tipserve` in
     $XDG_CACHE_HOME or ~/.cache."""
-    convert_precisions: Annotated[tuple[Precision, ...], *Commas] = ()
+    convert_precisions: Annotated[tuple[ExportPrecision, ...], *Commas] = ()
     """Precisions to convert a checkpoint to in addition to fp32, separated by commas: `fp16`,
-    `bf16`, `int8`, `int8_weights`. The start fails if a graph differs too much from the model.
-    OpenVINO needs none of these. Default: fp16 on a machine with a GPU, left out if it differs too
-    much."""
+    `bf16`, `int8`. The start fails if a graph differs too much from the model. OpenVINO needs none
+    of these. Default: fp16 on a machine with a GPU, left out if it differs too much."""
     enable_management: bool = False
     """Allow `POST /v2/repository/...` to load, swap and unload models. Every caller who may send
     requests may then do so: set API keys too."""

@@ -209,7 +209,7 @@ def tiny_content(
         draft=draft_manifest(tiny_encoder, name="tiny", dense=tiny_dense),
         card="# Tiny\n",
         dense=tiny_dense,
-        precisions=("fp16", "bf16", "int8_weights", "int8"),
+        precisions=("fp16", "bf16", "int8"),
     )
 
 

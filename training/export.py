@@ -14,7 +14,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from model.encoder import Encoder, load_encoder
 from model.export.graph_writer import PackageContent, draft_manifest
 from model.export.package_writer import write_package
-from model.graphs import Precision
+from model.graphs import ExportPrecision
 from model.manifest import Manifest, ScoreEntry
 from model.package import ModelPackage, check_output
 
@@ -27,8 +27,8 @@ def export_package(
     *,
     name: str,
     is_graphs_only: bool = False,
-    precisions: Sequence[Precision] = (),
-    may_fail: Sequence[Precision] = (),
+    precisions: Sequence[ExportPrecision] = (),
+    may_fail: Sequence[ExportPrecision] = (),
 ) -> ModelPackage:
     """Write the complete package of a checkpoint; see `model.export.package_writer`.
 

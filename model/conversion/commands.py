@@ -34,7 +34,7 @@ from model.conversion.source import (
     split_models,
     split_name,
 )
-from model.graphs import USUAL_PRECISIONS, Precision, graph_file
+from model.graphs import USUAL_PRECISIONS, ExportPrecision, graph_file
 from model.manifest import MANIFEST_NAME, check_model_name
 from model.package import ModelPackage, open_package
 from model.publication import Repository
@@ -44,7 +44,7 @@ from model.runtime.machine import this_hardware
 from model.runtime.tensorrt.runtime import TensorRtRuntime
 
 PROGRAM: Final = "python -m model"
-ENGINE_PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "bf16", "fp16")
+ENGINE_PRECISIONS: Final[tuple[ExportPrecision, ...]] = ("fp32", "bf16", "fp16")
 # Exit statuses: an error that the user can fix; the base for signals, plus their number.
 FAILED: Final = 1
 WRONG_USAGE: Final = 2
@@ -85,7 +85,7 @@ def convert(
     /,
     *,
     name: str | None = None,
-    precision: tuple[Precision, ...] = (),
+    precision: tuple[ExportPrecision, ...] = (),
     thorough: bool = False,
     cache: Path | None = None,
 ) -> int:
@@ -118,7 +118,7 @@ def prepare(
     models: str,
     /,
     *,
-    precision: tuple[Precision, ...] = (),
+    precision: tuple[ExportPrecision, ...] = (),
     no_verify: bool = False,
     report: Literal["lines", "json"] = "lines",
     follow_stdin: bool = False,
@@ -220,7 +220,7 @@ def build_engine(
     models: str,
     /,
     *,
-    precision: tuple[Precision, ...] = (),
+    precision: tuple[ExportPrecision, ...] = (),
     max_batch_patches: int | None = None,
     cache: Path | None = None,
 ) -> int:
@@ -383,7 +383,7 @@ def _preparer(cache: Path | None, say: Say) -> Preparer:
 
 def _prepared(
     models: str,
-    precisions: Sequence[Precision],
+    precisions: Sequence[ExportPrecision],
     cache: Path | None,
     say: Say,
     *,
@@ -404,7 +404,7 @@ def _prepared(
 
 def _request(
     source: CheckpointSource | JoinedSource,
-    precisions: Sequence[Precision],
+    precisions: Sequence[ExportPrecision],
     *,
     name: str | None = None,
     is_for_gpus: bool,

@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from model.conversion.errors import CONVERTING, CacheError, ConversionError, require
 from model.conversion.hub import fetch
 from model.conversion.source import CheckpointSource, HubSource
-from model.graphs import DENSE_TASKS, Precision, graph_file
+from model.graphs import DENSE_TASKS, ExportPrecision, graph_file
 from model.manifest import CARD, MANIFEST_NAME, PUBLISHED_ZERO_SHOT, Manifest
 from model.package import ModelPackage, Progress, open_package
 
@@ -42,8 +42,8 @@ class ConversionRequest:
 
     base: CheckpointSource
     dense: CheckpointSource | None = None
-    precisions: Sequence[Precision] = ("fp32",)
-    may_fail: Sequence[Precision] = ()
+    precisions: Sequence[ExportPrecision] = ("fp32",)
+    may_fail: Sequence[ExportPrecision] = ()
     name: str | None = None
     is_thorough: bool = False
     provenance: dict[str, JsonValue] = field(default_factory=dict)
@@ -138,9 +138,9 @@ def _earlier_package(base: Path, dense: Path | None) -> ModelPackage | None:
     return package
 
 
-def _precisions(manifest: Manifest) -> list[Precision]:
-    """Precisions of a package's graphs."""
-    known: tuple[Precision, ...] = get_args(Precision)
+def _precisions(manifest: Manifest) -> list[ExportPrecision]:
+    """Precisions of a package's graphs that can be exported again."""
+    known: tuple[ExportPrecision, ...] = get_args(ExportPrecision)
     return [precision for precision in known if graph_file("vision", precision) in manifest.files]
 
 

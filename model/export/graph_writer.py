@@ -18,15 +18,15 @@ from model.export.attention import FUSED
 from model.export.dense import TappedVision, num_taps, segmentation_labels, trace_heads
 from model.export.exact import store_exactly
 from model.export.half import to_half
-from model.export.int8 import calibration_inputs, quantise, store_weights_in_8_bits
+from model.export.int8 import calibration_inputs, quantise
 from model.export.tracing import EAGER, exportable, save_graph, trace
 from model.graphs import (
     DENSE_TASKS,
     TAPS,
     TEXT_OUTPUTS,
     VISION_OUTPUTS,
+    ExportPrecision,
     Part,
-    Precision,
     graph_file,
 )
 from model.manifest import Manifest, Output
@@ -35,14 +35,13 @@ TOWER_OUTPUTS: Final[tuple[Output, ...]] = ("patches", "values", "cls1", "cls2",
 # Height and width of common images, relative to the shorter side.
 ASPECTS: Final = ((1, 1), (3, 4), (4, 3), (2, 3), (3, 2), (9, 16), (16, 9))
 # The depth head sums activations of about 1e8 before it divides by their sum: fp16, which ends at
-# 65,504, gives the same depth everywhere. int8 is for the towers, which are most of the work; 8-bit
-# weights are exact enough for the other two heads too.
-PARTS: Final[dict[Precision, frozenset[Part]]] = {
+# 65,504, gives the same depth everywhere. int8 is for images: an error in a class text is an error
+# in every mask (with weights in 8 bits their agreement fell to 95 %), and texts are cached.
+PARTS: Final[dict[ExportPrecision, frozenset[Part]]] = {
     "fp32": frozenset(("vision", "text", "depth", "normals", "segmentation")),
     "fp16": frozenset(("vision", "text", "normals", "segmentation")),
     "bf16": frozenset(("vision", "text", "depth", "normals", "segmentation")),
-    "int8_weights": frozenset(("vision", "text", "normals", "segmentation")),
-    "int8": frozenset(("vision", "text")),
+    "int8": frozenset(("vision",)),
 }
 
 
@@ -100,8 +99,8 @@ class PackageContent:
     draft: Manifest
     card: str
     dense: Tipsv2DptForDensePrediction | None = None
-    precisions: tuple[Precision, ...] = ()
-    may_fail: tuple[Precision, ...] = ()
+    precisions: tuple[ExportPrecision, ...] = ()
+    may_fail: tuple[ExportPrecision, ...] = ()
     is_graphs_only: bool = False
 
 
@@ -136,14 +135,14 @@ def trace_text(text: nn.Module) -> onnx_ir.Model:
 
 def write_graphs(content: PackageContent, folder: Path, progress: Callable[[str], None]) -> None:
     """Write every graph of a package; `model.graphs.graph_file` names them."""
-    precisions: list[Precision] = list(dict.fromkeys(("fp32", *content.precisions)))
+    precisions: list[ExportPrecision] = list(dict.fromkeys(("fp32", *content.precisions)))
     for part, traced in _traced(content, progress):
         for precision in precisions:
             if part not in _parts(precision, is_small=content.is_graphs_only):
                 continue
             if precision != "fp32":
                 progress(f"exporting the {part} graph in {precision}")
-            graph = _in_precision(content, part, traced, precision)
+            graph = _in_precision(content, traced, precision)
             # Not int8: OpenVINO maps those weights, which do not begin at whole pages.
             is_half = precision in {"fp16", "bf16"}
             float32 = folder / graph_file(part) if is_half else None
@@ -153,7 +152,7 @@ def write_graphs(content: PackageContent, folder: Path, progress: Callable[[str]
             value.const_value = None
 
 
-def _parts(precision: Precision, *, is_small: bool) -> frozenset[Part]:
+def _parts(precision: ExportPrecision, *, is_small: bool) -> frozenset[Part]:
     """Parts with a graph in a precision; the others are computed in float32."""
     return PARTS[precision] & {"vision"} if is_small and precision != "fp32" else PARTS[precision]
 
@@ -177,19 +176,15 @@ def _traced(
 
 
 def _in_precision(
-    content: PackageContent, part: Part, traced: onnx_ir.Model, precision: Precision
+    content: PackageContent, traced: onnx_ir.Model, precision: ExportPrecision
 ) -> onnx_ir.Model:
     graph = traced.clone()
     if precision == "fp32":
         store_exactly(graph)
     elif precision in {"fp16", "bf16"}:
         to_half(graph, "fp16" if precision == "fp16" else "bf16")
-    elif precision == "int8" and part == "vision":
+    else:
         sizes = content.draft
         graph = quantise(graph, calibration_inputs(sizes.native_size, sizes.size_multiple))
         store_exactly(graph)
-    elif precision in {"int8", "int8_weights"}:
-        # Text keeps float activations: an error in a class text is an error in every mask (mask
-        # agreement fell to 95 %), and text embeddings are cached, so speed matters less.
-        store_weights_in_8_bits(graph)
     return graph

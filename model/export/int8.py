@@ -1,4 +1,4 @@
-"""Quantise graphs to int8: weights alone, or weights and activations."""
+"""Quantise graphs to int8: weights and activations, or rows of a table."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import onnx_ir
 from numpy.typing import NDArray
-from onnx_ir.passes import common
 
 from model.export.half import depending_on_data
 from model.export.tracing import save_graph, strip_traces
@@ -18,33 +17,11 @@ from model.parity.inputs import calibration_images, image_batch
 
 Inputs = dict[str, NDArray[Any]]
 FloatArray = NDArray[np.float32]
-# Input and axis of output channels of the weight, by operator.
-PRODUCTS: Final[dict[str, tuple[int, int]]] = {
-    "MatMul": (1, -1),
-    "Conv": (1, 0),
-    "ConvTranspose": (1, 1),
-}
 # Smaller weights are not worth another operator: position grids, patch embeddings of tiny models.
 MIN_WEIGHTS: Final = 1024
 # Activations that saturation at the ends of a range does without an operator.
 CLIPS: Final = frozenset(("Clip", "Relu"))
 LARGEST: Final = 127
-
-
-def store_weights_in_8_bits(model: onnx_ir.Model) -> None:
-    """Store a float32 graph's weights as int8 with a scale per output channel, in place.
-
-    Arithmetic stays float32: a runtime dequantises weights when it loads the graph, or as it
-    multiplies. A table of embeddings becomes two lookups, of integers and of scales, so that it is
-    never dequantised as a whole. Convolutions of the pixels, and products of two activations, stay.
-    """
-    graph = model.graph
-    for node in list(graph):
-        if node.op_type == "Gather":
-            _store_table(graph, node)
-        elif node.op_type in PRODUCTS and node.inputs[0] not in graph.inputs:
-            _store_product(graph, node)
-    common.RemoveUnusedNodesPass()(model)
 
 
 def symmetric(weights: FloatArray, axis: int) -> tuple[NDArray[np.int8], FloatArray]:
@@ -53,32 +30,6 @@ def symmetric(weights: FloatArray, axis: int) -> tuple[NDArray[np.int8], FloatAr
     largest = np.abs(weights).max(axis=others, keepdims=True)
     scales = np.where(largest > 0, largest / LARGEST, 1).astype(np.float32)
     return np.rint(weights / scales).astype(np.int8), scales.reshape(-1)
-
-
-def _store_product(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
-    index, axis = PRODUCTS[node.op_type]
-    value = node.inputs[index]
-    weights = _large_weights(value)
-    if value is None or weights is None or weights.ndim < 2:
-        return
-    axis %= weights.ndim
-    numbers, scales = symmetric(weights, axis)
-    stored = [
-        constant(graph, f"{value.name}_int8", numbers),
-        constant(graph, f"{value.name}_scale", scales),
-    ]
-    widened = _insert(node, "DequantizeLinear", stored, {"axis": axis})
-    node.replace_input_with(index, widened)
-
-
-def _store_table(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
-    table = node.inputs[0]
-    rows = _large_weights(table)
-    if table is None or rows is None or rows.ndim != 2:
-        return
-    numbers, scales = symmetric(rows, axis=0)
-    stored = constant(graph, f"{table.name}_int8", numbers)
-    look_rows_up(node, stored, constant(graph, f"{table.name}_scale", scales[:, None]))
 
 
 def look_rows_up(gather: onnx_ir.Node, stored: onnx_ir.Value, scales: onnx_ir.Value) -> None:
@@ -93,13 +44,6 @@ def look_rows_up(gather: onnx_ir.Node, stored: onnx_ir.Value, scales: onnx_ir.Va
     product = _insert(gather, "Mul", [widened, scale], {})
     product.type, product.shape = looked_up.type, looked_up.shape
     looked_up.replace_all_uses_with(product)
-
-
-def _large_weights(value: onnx_ir.Value | None) -> FloatArray | None:
-    if value is None or value.const_value is None or value.dtype != onnx_ir.DataType.FLOAT:
-        return None
-    weights: FloatArray = value.const_value.numpy()
-    return weights if weights.size >= MIN_WEIGHTS else None
 
 
 def constant(graph: onnx_ir.Graph, name: str, array: NDArray[Any]) -> onnx_ir.Value:

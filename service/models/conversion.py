@@ -23,7 +23,7 @@ from model.conversion.source import (
     parse_source,
     split_name,
 )
-from model.graphs import Precision
+from model.graphs import ExportPrecision
 from model.manifest import MANIFEST_NAME
 from model.package import BUNDLED, ModelPackage, PackageError, open_package
 from service.errors import InvalidRequest, ModelNotFound
@@ -58,13 +58,15 @@ class ModelSource:
     folder: str
     name: str | None = None
     cache: Path | None = None
-    precisions: tuple[Precision, ...] = ()
+    precisions: tuple[ExportPrecision, ...] = ()
     is_background: bool = False
     num_loading: int = 1
     cancelled: Event = field(default_factory=Event, compare=False)
 
     @classmethod
-    def from_setting(cls, text: str, cache: Path, precisions: tuple[Precision, ...] = ()) -> Self:
+    def from_setting(
+        cls, text: str, cache: Path, precisions: tuple[ExportPrecision, ...] = ()
+    ) -> Self:
         """Read one model of `--model`: a source, or `name=source`."""
         name, folder = split_name(text)
         return cls(folder, name, cache=cache, precisions=precisions)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic.dataclasses import dataclass
 
-from model.graphs import USUAL_PRECISIONS, Precision
+from model.graphs import USUAL_PRECISIONS, ExportPrecision
 from training.export import export_package
 from training.options import option
 
@@ -17,7 +17,7 @@ class Options:
     output: Path = option("folder of the package")
     graphs_only: bool = option("leave the weights for torch out of the package", False)
     name: str = option("model name in requests")
-    precision: tuple[Precision, ...] = option(
+    precision: tuple[ExportPrecision, ...] = option(
         "additional graphs, next to fp32; may be repeated. Default: fp16, for GPUs, which is left "
         "out if it differs too much",
         (),

@@ -23,7 +23,6 @@ from pydantic import JsonValue
 from model.conversion.errors import CacheError, SourceError
 from model.conversion.source import HubSource
 from model.files import LockHeld, atomic_write, locked
-from model.graphs import ExportPrecision
 from model.package import ModelPackage, Progress, open_package, sha256
 
 VARIABLE: Final = "TIPSERVE_CACHE"
@@ -141,7 +140,7 @@ def content_of(path: Path) -> dict[str, JsonValue]:
         raise SourceError(f"{error.filename} cannot be read ({error.strerror})") from error
 
 
-def key_of(base: JsonValue, dense: JsonValue, precisions: Sequence[ExportPrecision]) -> str:
+def key_of(base: JsonValue, dense: JsonValue, precisions: Sequence[str]) -> str:
     """The cache key of a package, from the identities of model and heads, and the precisions."""
     made_of = {
         "format": EXPORT_FORMAT,

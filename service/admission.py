@@ -32,10 +32,6 @@ MEMORY_RETRY_S: Final = 1.0
 MAX_WAITING: Final = 256
 
 
-def do_nothing() -> None:
-    """Of a ticket that has nothing to end."""
-
-
 class ServerState(Enum):
     """The life of a server, in order."""
 
@@ -63,8 +59,8 @@ class Ticket:
         self._is_held = True
         self.call = call
         self.budget: PatchBudget | None = None
-        self.leave: Callable[[], None] = do_nothing
-        self.on_taken: Callable[[], None] = do_nothing
+        self.leave: Callable[[], None] = lambda: None
+        self.on_taken: Callable[[], None] = lambda: None
         self.num_body_bytes = self.num_bytes = self.num_patches = 0
 
     def hold_body(self, num_bytes: int) -> None:

@@ -502,10 +502,7 @@ class DataPlane:
         return job, texts
 
     def _image_job(
-        self,
-        request: ImagesRequest,
-        model: ServedModel,
-        outputs: Collection[str],
+        self, request: ImagesRequest, model: ServedModel, outputs: Collection[str]
     ) -> ImageJob:
         tasks = [task for task in DENSE_TASKS if task in outputs]
         rule = size_rule(request, model, is_map=bool(tasks))
@@ -653,10 +650,7 @@ def _mask_rules(
 
 
 def _segmented(
-    request: SegmentImagesRequest,
-    model: ServedModel,
-    masks: Sequence[Segmentation],
-    job: ImageJob,
+    request: SegmentImagesRequest, model: ServedModel, masks: Sequence[Segmentation], job: ImageJob
 ) -> SegmentImagesResponse:
     return SegmentImagesResponse(
         model=model.manifest.name,

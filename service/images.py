@@ -226,9 +226,7 @@ class ImagePreparer:
         """
         resolution = round(FINER_FACTOR * rule.resolution / rule.multiple) * rule.multiple
         return replace(
-            rule,
-            resolution=min(resolution, max_resolution),
-            max_patches=self.max_patches(rule),
+            rule, resolution=min(resolution, max_resolution), max_patches=self.max_patches(rule)
         )
 
     def measure(
@@ -274,12 +272,7 @@ class ImagePreparer:
         return num_patches
 
     def prepare(
-        self,
-        image: ImageInput,
-        rules: Sequence[SizeRule],
-        *,
-        param: str,
-        has_guide: bool = False,
+        self, image: ImageInput, rules: Sequence[SizeRule], *, param: str, has_guide: bool = False
     ) -> list[PreparedImage]:
         """Decode an image, scale it to each size, and take its colours if they are needed.
 

@@ -85,12 +85,7 @@ class BatchQueue:
     """
 
     def __init__(
-        self,
-        limits: BatchLimits,
-        metrics: Metrics,
-        clock: Clock,
-        *,
-        split_evenly: bool = False,
+        self, limits: BatchLimits, metrics: Metrics, clock: Clock, *, split_evenly: bool = False
     ) -> None:
         self.abandoned = ModelCounter(metrics.abandoned)
         self._limits, self._clock, self._split_evenly = limits, clock, split_evenly

@@ -67,10 +67,7 @@ class Lane:
         self._embed_dim = embed_dim
 
     def run(
-        self,
-        bucket: Bucket,
-        inputs: Inputs,
-        patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS,
+        self, bucket: Bucket, inputs: Inputs, patch_outputs: Collection[PatchOutput] = PATCH_OUTPUTS
     ) -> list[Outputs]:
         """Compute one batch.
 

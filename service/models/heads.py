@@ -12,12 +12,7 @@ from typing import Any, Final, NoReturn, TypeVar
 from model.head import SUFFIX, Head, HeadError, read_head
 from model.manifest import Manifest
 from service.errors import InvalidRequest
-from service.messages import (
-    ClassifyImagesRequest,
-    ModelInfo,
-    SegmentClass,
-    SegmentImagesRequest,
-)
+from service.messages import ClassifyImagesRequest, ModelInfo, SegmentClass, SegmentImagesRequest
 from service.validation import check_task
 
 OWN_LABELS: Final = "model"

@@ -22,14 +22,7 @@ from service.admission import Admission
 from service.call import Call
 from service.errors import InternalError, ServiceError
 from service.images import ImagePreparer, PreparedImage, SizeRule
-from service.lanes.work import (
-    Bucket,
-    Completed,
-    Kind,
-    WorkItem,
-    record_batches,
-    wait_settled,
-)
+from service.lanes.work import Bucket, Completed, Kind, WorkItem, record_batches, wait_settled
 from service.messages import MaybeImage
 from service.models.image_cache import EncodedImage, ImageCache, ImageKey
 from service.models.served_model import ServedModel

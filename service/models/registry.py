@@ -13,21 +13,10 @@ from pathlib import Path
 from threading import Event
 from typing import Final, Literal, ParamSpec, TypeVar
 
-from service.errors import (
-    InternalError,
-    InvalidRequest,
-    ModelNotFound,
-    NotSupported,
-    ServiceError,
-)
+from service.errors import InternalError, InvalidRequest, ModelNotFound, NotSupported, ServiceError
 from service.lanes.batch_queue import stopping_error
 from service.machine import collect_and_trim
-from service.models.conversion import (
-    ModelSource,
-    check_model_name,
-    find_package,
-    list_packages,
-)
+from service.models.conversion import ModelSource, check_model_name, find_package, list_packages
 from service.models.heads import HeadFolder
 from service.models.image_cache import ImageCache
 from service.models.loading import CANNOT_LOAD
@@ -278,9 +267,7 @@ class ModelRepository:
             reason = self._reasons[name] = source.without_paths(str(error))
             logger.warning("not loaded", extra={"fields": {"model": name, "reason": str(error)}})
             raise InvalidRequest(
-                f"{name!r} was not loaded: {reason}",
-                code="load_failed",
-                param="parameters.package",
+                f"{name!r} was not loaded: {reason}", code="load_failed", param="parameters.package"
             ) from error
         except Exception as error:
             self._reasons[name] = "internal error; the server's log has it"

@@ -27,14 +27,7 @@ from service.errors import InternalError, InvalidRequest, ServiceError
 from service.lanes.batch_queue import stopping_error
 from service.lanes.batching import Batcher
 from service.lanes.lane import TEXT_OUTPUT
-from service.lanes.work import (
-    Bucket,
-    Completed,
-    ItemFuture,
-    WorkItem,
-    record_batches,
-    wait_settled,
-)
+from service.lanes.work import Bucket, Completed, ItemFuture, WorkItem, record_batches, wait_settled
 from service.messages import Truncation
 from service.monitoring.metrics import Metrics
 from service.validation import MAX_TEXT_CHARS, PromptGroup, blank_text

@@ -377,11 +377,7 @@ def encode_image() -> Callable[..., bytes]:
 
 @pytest.fixture
 def make_plane(
-    load_fake: Any,
-    make_settings: Any,
-    metrics: Metrics,
-    pool: Pool,
-    runtime: FakeRuntime,
+    load_fake: Any, make_settings: Any, metrics: Metrics, pool: Pool, runtime: FakeRuntime
 ) -> Iterator[Callable[..., DataPlane]]:
     """A data plane over the fake runtime, made when the test has prepared it."""
     made = []

@@ -210,11 +210,7 @@ async def test_a_server_that_is_not_open_or_has_no_healthy_lane_takes_nothing(
 
 asked_requests = st.lists(
     st.tuples(
-        st.sampled_from("abc"),
-        st.integers(0, 30),
-        st.integers(0, 60),
-        st.booleans(),
-        st.booleans(),
+        st.sampled_from("abc"), st.integers(0, 30), st.integers(0, 60), st.booleans(), st.booleans()
     ),
     max_size=30,
 )

@@ -38,15 +38,7 @@ from service.messages import (
 from service.models.loading import served_tasks
 from service.monitoring.metrics import Metrics
 from service.waiting import SLICE_S, Steps
-from tests.service.conftest import (
-    Encode,
-    Entered,
-    FakeRuntime,
-    MakePlane,
-    call,
-    sample,
-    until,
-)
+from tests.service.conftest import Encode, Entered, FakeRuntime, MakePlane, call, sample, until
 
 DOG, SKY = SegmentClass(name="dog"), SegmentClass(name="sky", prompts=("sky", "blue sky"))
 CLASSES = {"classes": (DOG, SKY)}
@@ -341,9 +333,7 @@ class Work:
                 await asyncio.sleep(4 * SLICE_S)
 
 
-async def test_long_work_leaves_the_pool_to_other_work_and_ends_with_its_caller(
-    core: Core,
-) -> None:
+async def test_long_work_leaves_the_pool_to_other_work_and_ends_with_its_caller(core: Core) -> None:
     works = [Work() for _ in range(3)]  # the pool has two threads
     offload = core.plane.offload_steps
     tasks = [asyncio.ensure_future(offload(w.steps(), call())) for w in works]

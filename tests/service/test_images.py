@@ -13,13 +13,7 @@ from PIL import Image
 from model.image_codec import ImageLimits, decode_image
 from model.preprocess import as_planes, prepare_image, scale_image
 from service.errors import InvalidRequest
-from service.images import (
-    QUEUED_PATCH_BYTES,
-    ImagePreparer,
-    JpegDecode,
-    SizeRule,
-    Windows,
-)
+from service.images import QUEUED_PATCH_BYTES, ImagePreparer, JpegDecode, SizeRule, Windows
 from service.lanes.lane import collate
 from service.lanes.work import Bucket
 

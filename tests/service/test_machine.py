@@ -50,11 +50,7 @@ def test_cpus_are_bounded_by_affinity_and_quota(
 
 @pytest.mark.parametrize(
     ("files", "expected"),
-    [
-        ({}, None),
-        ({"memory.max": "max\n"}, None),
-        ({"memory.max": "1048576\n"}, 1048576),
-    ],
+    [({}, None), ({"memory.max": "max\n"}, None), ({"memory.max": "1048576\n"}, 1048576)],
 )
 def test_the_memory_limit_is_read(
     tmp_path: Path, files: dict[str, str], expected: int | None

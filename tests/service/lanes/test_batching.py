@@ -190,8 +190,7 @@ def test_a_batch_for_which_memory_is_too_small_runs_item_by_item(
 
 
 @pytest.mark.parametrize(
-    ("num_failing", "state"),
-    [(0, LaneState.READY), (1, LaneState.READY), (2, LaneState.DEAD)],
+    ("num_failing", "state"), [(0, LaneState.READY), (1, LaneState.READY), (2, LaneState.DEAD)]
 )
 def test_a_lane_whose_trial_batch_fails_twice_in_a_row_is_dead(
     worker: LaneWorker, runner: Runner, num_failing: int, state: LaneState

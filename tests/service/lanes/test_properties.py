@@ -40,10 +40,7 @@ class ScriptedLane(Lane):
         self._is_interrupted = False
 
     def run(
-        self,
-        bucket: Bucket,
-        inputs: Inputs,
-        patch_outputs: Collection[PatchOutput] = (),
+        self, bucket: Bucket, inputs: Inputs, patch_outputs: Collection[PatchOutput] = ()
     ) -> list[Outputs]:
         indices = [int(row[0]) for row in inputs[0]]
         self._begin(indices)

@@ -243,10 +243,7 @@ def test_a_package_of_an_earlier_version_starts_in_fp32_with_a_warning(
 
 
 def test_damaged_outputs_stop_the_start(
-    machine: StandIn,
-    package: ModelPackage,
-    start: Callable[..., LoadedLanes],
-    tmp_path: Path,
+    machine: StandIn, package: ModelPackage, start: Callable[..., LoadedLanes], tmp_path: Path
 ) -> None:
     folder = tmp_path / "package"
     shutil.copytree(package.path, folder)

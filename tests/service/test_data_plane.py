@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.graphs import DENSE_TASKS
 from model.manifest import Manifest
 from model.segmentation import upsample_bilinear
 from service import validation
@@ -204,19 +205,24 @@ async def test_options_that_the_own_classes_do_not_take_are_refused(
     assert caught.value.param == param
 
 
-async def test_a_package_without_named_classes_says_what_to_change(
+async def test_a_package_or_runtime_without_a_head_says_what_to_change(
     core: Core, manifest: Manifest
 ) -> None:
     (model,) = core.plane.models.models()
-    for update, text in (
-        ({"segmentation_labels": []}, "convert it again"),
-        ({"outputs": ["values", "cls1"]}, "has no head for segmentation; use a model that has one"),
+    for update, tasks, text in (
+        ({"segmentation_labels": []}, DENSE_TASKS, "convert it again"),
+        ({"outputs": ["values", "cls1"]}, DENSE_TASKS, "has no head for segmentation; use a model"),
+        ({}, ("depth",), "segmentation.* runtime fake"),
     ):
+        core.runtime.tasks = tasks
         found = manifest.model_copy(update=update)
         model.info = replace(model.info, manifest=found, tasks=served_tasks(found, core.runtime))
         with pytest.raises(NotSupported, match=text) as caught:
             await core.ask(SEGMENT, b"x", **OWN)
-        assert caught.value.param == "model"
+        assert (caught.value.code, caught.value.param) == ("not_supported", "model")
+    others = ("patches", "values", "cls1", "cls2", "text")
+    assert core.plane.get_model(None).outputs == (*others, "depth")
+    assert len(await core.arrays(EMBED, core.image())) == 1
 
 
 @pytest.mark.parametrize(
@@ -239,19 +245,6 @@ async def test_the_runtime_returns_only_what_the_request_needs(
     core.runtime.patch_outputs.clear()
     await core.ask(capability, core.image(), **change)
     assert {frozenset(names) for names in core.runtime.patch_outputs} == {frozenset(needed)}
-
-
-async def test_a_runtime_without_dense_heads_serves_the_other_outputs(core: Core) -> None:
-    others = ("patches", "values", "cls1", "cls2", "text")
-    heads = ("depth", "normals", "segmentation")
-    assert core.plane.get_model(None).outputs == (*others, *heads)
-    core.runtime.tasks = ("segmentation",)
-    core.make()
-    with pytest.raises(NotSupported, match=r"depth.* runtime fake") as caught:
-        await core.ask(DEPTH, b"x")
-    assert (caught.value.code, caught.value.param) == ("not_supported", "model")
-    assert core.plane.get_model(None).outputs == (*others, "segmentation")
-    assert len(await core.arrays(EMBED, core.image())) == 1
 
 
 @pytest.mark.parametrize(
@@ -362,17 +355,6 @@ async def test_windows_of_one_request_share_batches(core: Core, metrics: Metrics
     assert sample(metrics, "batch_images_count") < 1 + 2 + 4
     for mask in answer.segmentations:
         assert (mask.scores_HW < 0.5).any(), "cosines, not probabilities of two classes"
-
-
-async def test_one_window_gives_the_labels_and_scores_of_the_whole_image(core: Core) -> None:
-    image = core.image(size=(28, 28))
-    whole, windows = [
-        (await core.ask(capability, image, include_scores=True)).segmentations[0]
-        for capability in (SEGMENT, SLIDE)
-    ]
-    # A softmax changes no order, and the window's map is as large as the image's.
-    np.testing.assert_array_equal(windows.labels_HW, whole.labels_HW)
-    np.testing.assert_allclose(windows.scores_HW, whole.scores_HW, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", ["image", "model", "patch"])

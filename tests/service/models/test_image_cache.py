@@ -78,25 +78,19 @@ async def test_a_hit_has_the_bytes_of_a_miss_and_needs_no_lane(
     assert (hits, misses) == (1, 2)
 
 
-@pytest.mark.parametrize("route", ["slide", "depth"])
-async def test_windows_and_maps_are_computed_again(
-    serving: Serving, encode_image: Encode, route: str
+@pytest.mark.parametrize(
+    ("route", "num_bytes"), [("slide", MANY_BYTES), ("depth", MANY_BYTES), ("embed", 0)]
+)
+async def test_windows_and_maps_are_not_kept_nor_anything_without_bytes(
+    serving: Serving, encode_image: Encode, route: str, num_bytes: int
 ) -> None:
-    async with serving(image_cache_bytes=MANY_BYTES) as server:
+    async with serving(image_cache_bytes=num_bytes) as server:
         answers = [await ask_rest(server, encode_image(), route) for _ in range(2)]
         assert server.models.images.num_bytes == 0
-    assert not any(map(is_hit, answers))
-    assert content(answers[0]) == content(answers[1])
-
-
-async def test_without_bytes_nothing_is_kept(
-    serving: Serving, encode_image: Encode, runtime: FakeRuntime
-) -> None:
-    async with serving(image_cache_bytes=0) as server:
-        answers = [await ask_rest(server, encode_image()) for _ in range(3)]
         misses = sample(server.metrics, "image_cache_misses_total")
     assert not any(map(is_hit, answers))
-    assert (runtime.num_images, misses) == (3, 0)
+    assert content(answers[0]) == content(answers[1])
+    assert misses == 0
 
 
 @pytest.mark.parametrize("is_shared", [False, True])
@@ -266,12 +260,9 @@ def test_bytes_are_bounded_as_entries_come_and_grow(metrics: Metrics) -> None:
         found.outputs["values"][0] = 2
 
 
-def test_only_files_at_one_size_have_a_key(metrics: Metrics) -> None:
-    cache = ImageCache(metrics, max_bytes=1)
-    pixels_HW3 = np.zeros((30, 30, 3), np.uint8)
+def test_pixels_and_files_without_a_bound_have_no_key(metrics: Metrics) -> None:
     model: Any = None
-    assert cache.key(pixels_HW3, RULE, model, b"") is None
-    assert ImageCache(metrics).key(b"file", RULE, model, b"") is None
+    assert ImageCache(metrics, max_bytes=1).key(np.zeros((9, 9, 3)), RULE, model, b"") is None
     assert ModelRegistry(metrics).images.key(b"file", RULE, model, b"") is None
 
 

@@ -25,6 +25,7 @@ from service.rest.openapi import (
     NO_HEAD,
     ONE_PIXEL,
     DirectRoute,
+    header,
     json_route,
 )
 from service.rest.responses import JSON
@@ -54,18 +55,15 @@ INVOKE: Final = json_route(
         "content": {JSON: {"schema": {"type": "object"}}},
     },
     text=f"The body of any route that takes texts or images. Without the header {ATTRIBUTES}, "
-    f"`input` in a JSON body means {OPENAI_PATH}, `texts` {EMBED_TEXTS}, `classes` {SEGMENT}, and "
-    "all else "
-    f"{EMBED}. `instances` is Vertex AI's request: items as in `input` of {OPENAI_PATH}, images "
-    'also as `{"b64": ...}`, and `parameters`: further fields of that route\'s body.',
+    f"`input` in a JSON body means {OPENAI_PATH}, `texts` {EMBED_TEXTS}, `classes` {SEGMENT}, all "
+    f"else {EMBED}. `instances` is Vertex AI's request: items as in `input` of {OPENAI_PATH}, "
+    'images also as `{"b64": ...}`, and `parameters`: further fields of that route\'s body.',
     parameters=[
-        {
-            "name": ATTRIBUTES,
-            "in": "header",
-            "required": False,
-            "description": f"Path of the route, such as `{SEGMENT}?classes=dog`.",
-            "schema": {"type": "string"},
-        }
+        header(
+            ATTRIBUTES,
+            f"Path of the route, such as `{SEGMENT}?classes=dog`.",
+            {"type": "string"},
+        )
     ],
     errors=ERRORS | NO_HEAD,
 )

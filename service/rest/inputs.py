@@ -63,12 +63,15 @@ async def read_options(
         return options, (await read_body(request),)
     if content_type == FORM:
         raw, given = await read_body(request), request.headers["content-type"]
-        read = partial(read_form, query=query, body_type=body_type, limits=plane.limits)
-        options, images = await plane.offload(partial(read, raw, given))
-        return options, images
+
+        def read() -> tuple[Any, ImageInputs]:
+            pairs, images = parse_form(raw, given, plane.limits)
+            return parse_pairs(body_type, [*query, *pairs]), images
+
+        return await plane.offload(read)
     if content_type == JSON:
         options = await read_json(request, plane, body_type, query)
-        texts = image_texts(options)
+        texts = _image_texts(options)
         return options, await load_images(request, plane, texts, is_partial=options.partial)
     text = f"image/*, {FORM} or {JSON}. With curl: -H 'Content-Type: image/jpeg'"
     raise unsupported(request, text)
@@ -242,32 +245,12 @@ def parse_pairs(body_type: type[ImageBodyT], pairs: Iterable[tuple[str, str]]) -
         raise invalid_fields(error) from None
 
 
-def read_form(
-    raw: bytes,
-    content_type: str,
-    *,
-    query: Pairs,
-    body_type: type[ImageBodyT],
-    limits: RequestLimits,
-) -> tuple[ImageBodyT, ImageInputs]:
-    """Options and images of a multipart body and its query. CPU work.
-
-    Raises:
-        InvalidRequest: A field is wrong, or the body does not match its header.
-        RequestTooLarge: There are too many images or values.
-    """
-    pairs, images = parse_form(raw, content_type, limits.max_images)
-    if sum(text.count(",") for _, text in pairs) > COMMAS_PER_ITEM * limits.max_items:
-        raise RequestTooLarge("The form has too many values; split the request.")
-    return parse_pairs(body_type, [*query, *pairs]), images
-
-
-def parse_form(raw: bytes, content_type: str, max_images: int) -> tuple[Pairs, tuple[bytes, ...]]:
-    """Fields and images of a multipart body. In memory, since the body's size is limited already.
+def parse_form(raw: bytes, content_type: str, limits: RequestLimits) -> tuple[Pairs, ImageInputs]:
+    """Fields and images of a multipart body, in memory. CPU work.
 
     Raises:
         InvalidRequest: The body does not match its header.
-        RequestTooLarge: There are more images or other fields than the limit.
+        RequestTooLarge: There are more images, other fields or values than the limits.
     """
     pairs: Pairs = []
     images: list[bytes] = []
@@ -283,8 +266,8 @@ def parse_form(raw: bytes, content_type: str, max_images: int) -> tuple[Pairs, t
         if name not in IMAGE_FIELDS:
             text = f"{name}: send images in the fields image or images."
             raise InvalidRequest(text, code="unknown_field", param=name)
-        if len(images) == max_images:
-            text = f"images: at most {max_images} allowed."
+        if len(images) == limits.max_images:
+            text = f"images: at most {limits.max_images} allowed."
             raise RequestTooLarge(text, code="too_many_items", param="images")
         file.file_object.seek(0)
         images.append(file.file_object.read())
@@ -299,15 +282,13 @@ def parse_form(raw: bytes, content_type: str, max_images: int) -> tuple[Pairs, t
         parser.finalize()
     except (FormParserError, UnicodeDecodeError) as error:
         raise InvalidRequest("The multipart body is malformed.", code="invalid_body") from error
+    if sum(text.count(",") for _, text in pairs) > COMMAS_PER_ITEM * limits.max_items:
+        raise RequestTooLarge("The form has too many values; split the request.")
     return pairs, tuple(images)
 
 
-def image_texts(body: ImageBody) -> list[str]:
-    """The images of a JSON body, as it has them.
-
-    Raises:
-        InvalidRequest: It has both or neither of `image` and `images`.
-    """
+def _image_texts(body: ImageBody) -> list[str]:
+    """The images of a JSON body, as it has them."""
     if (body.image is None) == (body.images is None):
         raise InvalidRequest("Give either image or images.", code="invalid_field", param="images")
     return body.images if body.images is not None else [body.image or ""]

@@ -49,20 +49,24 @@ NO_HEAD: Final[Responses] = {
 V2_ERRORS: Final[Responses] = {
     status: answer | {"model": InferenceErrorBody} for status, answer in ERRORS.items()
 }
-CALL_HEADERS: Final[list[dict[str, Any]]] = [
-    {"name": name, "in": "header", "required": False, "description": text, "schema": schema}
-    for name, text, schema in (
-        (
-            "X-Request-Timeout-Ms",
-            "Deadline, in milliseconds from the arrival of the request.",
-            {"type": "integer", "minimum": 1},
-        ),
-        (
-            "X-Request-Priority",
-            "1 is the most urgent. Less urgent requests wait a limited time longer.",
-            {"type": "integer", "enum": [*PRIORITIES], "default": DEFAULT_PRIORITY},
-        ),
-    )
+
+
+def header(name: str, text: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """An optional header of requests."""
+    return {"name": name, "in": "header", "required": False, "description": text, "schema": schema}
+
+
+CALL_HEADERS: Final = [
+    header(
+        "X-Request-Timeout-Ms",
+        "Deadline, in milliseconds from the arrival of the request.",
+        {"type": "integer", "minimum": 1},
+    ),
+    header(
+        "X-Request-Priority",
+        "1 is the most urgent. Less urgent requests wait a limited time longer.",
+        {"type": "integer", "enum": [*PRIORITIES], "default": DEFAULT_PRIORITY},
+    ),
 ]
 
 

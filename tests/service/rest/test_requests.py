@@ -109,11 +109,11 @@ def test_a_form_has_fields_and_images_in_order() -> None:
         ('name="outputs"', b"cls1,cls2"),
         ('name="image"; filename="b"', large),
     )
-    assert parse_form(raw, BOUNDARY, 2) == ([("outputs", "cls1,cls2")], (b"one", large))
+    assert parse_form(raw, BOUNDARY, LIMITS) == ([("outputs", "cls1,cls2")], (b"one", large))
     with pytest.raises(RequestTooLarge, match="at most 1 "):
-        parse_form(raw, BOUNDARY, 1)
+        parse_form(raw, BOUNDARY, replace(LIMITS, max_images=1))
     with pytest.raises(RequestTooLarge, match="at most 1000 fields"):
-        parse_form(form(*[('name="a"', b"")] * 1001), BOUNDARY, 1)
+        parse_form(form(*[('name="a"', b"")] * 1001), BOUNDARY, LIMITS)
 
 
 ONE = form(('name="image"; filename="a"', b"x"))
@@ -131,7 +131,7 @@ ONE = form(('name="image"; filename="a"', b"x"))
 )
 def test_a_malformed_form_is_invalid(raw: bytes, content_type: str, code: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        parse_form(raw, content_type, 2)
+        parse_form(raw, content_type, LIMITS)
     assert caught.value.code == code
 
 

@@ -44,8 +44,7 @@ async def test_a_body_or_a_header_chooses_the_route(
 async def test_instances_become_predictions(
     client: httpx.AsyncClient, encode_image: Encode
 ) -> None:
-    image, other = b64(encode_image(seed=1)), b64(encode_image(seed=2))
-    uri = f"data:image/png;base64,{other}"
+    image, uri = b64(encode_image(seed=1)), f"data:image/png;base64,{b64(encode_image(seed=2))}"
     body = {"input": ["dog", {"image": image}, uri], "dimensions": 4}
     embedded = (await client.post("/v1/embeddings", json=body)).json()
     vertex = {"image": {"bytesBase64Encoded": image}}

@@ -77,11 +77,8 @@ async def test_an_image_alone_is_refused_with_the_routes_that_take_it(
     client: httpx.AsyncClient, encode_image: Encode
 ) -> None:
     # As `image_classification` and `image_segmentation` of huggingface_hub send it.
-    for headers in (
-        {},
-        {"Content-Type": "application/octet-stream"},
-        {"Content-Type": "image/png"},
-    ):
+    for media in (None, "application/octet-stream", "image/png"):
+        headers = {} if media is None else {"Content-Type": media}
         answer = await client.post("/", content=encode_image(), headers=headers)
         assert answer.status_code == 415
         for route in ("candidate_labels", "/v1/images:classify", "/v1/images:segment"):

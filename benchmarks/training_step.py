@@ -26,9 +26,8 @@ from transformers import Tipsv2Tokenizer
 from model.package import STUDENT_FOLDER
 from model.runtime.machine import this_hardware
 from training.checkpoint import save_checkpoint
-from training.config import TrainingConfig
+from training.config import DataConfig, TrainingConfig
 from training.data.batch import Batch, RunShare
-from training.data.loader import DataConfig
 from training.inputs.scenes import SceneInputs
 from training.methods.base import Method, Step
 from training.methods.pretrain import Pretrain, PretrainConfig

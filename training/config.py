@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Ge, Lt
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 from transformers import Tipsv2Config, Tipsv2TextConfig, Tipsv2VisionConfig
 
 from model.variants import variant
-from training.data.loader import DataConfig
+from training.data.captions import SCENE_CAPTIONS, CaptionSampling
+from training.data.folder import TRAIN_STYLES
 from training.data.scenes import SceneConfig
 from training.data.shards.batches import ShardsConfig
 from training.methods.distill import DistillConfig
@@ -90,6 +91,46 @@ def text_of(config: Tipsv2Config) -> Tipsv2TextConfig:
     """The text tower's configuration."""
     assert isinstance(config.text_config, Tipsv2TextConfig)
     return config.text_config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Stage:
+    """One stage of a curriculum: scenes, and further drawings without a concept's name in a batch.
+
+    It ends at the share `until` of the steps.
+    """
+
+    until: float = 1.0
+    scenes: SceneConfig = field(default_factory=SceneConfig)
+    unnamed: NonNegativeInt = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class DataConfig:
+    """Scenes that are composed during training; `ShardsConfig` is for images from disk.
+
+    Attributes:
+        folder: Filled by `python -m training data`.
+        styles: Drawing styles.
+        stages: The curriculum, in order; the last stage lasts until 1.0.
+        num_workers: Processes that prefetch batches.
+    """
+
+    folder: Path = Path("data")
+    styles: tuple[str, ...] = TRAIN_STYLES
+    stages: tuple[Stage, ...] = (Stage(),)
+    captions: CaptionSampling = SCENE_CAPTIONS
+    seed: int = 0
+    num_workers: int = 1
+
+    def __post_init__(self) -> None:
+        """Check that every step has a stage."""
+        if not self.stages or self.stages[-1].until < 1:
+            raise ValueError("the last stage of a curriculum must last until 1.0")
+
+    def stage_at(self, step: int, num_steps: int) -> Stage:
+        """The stage of a step."""
+        return next(s for s in self.stages if step < s.until * num_steps or s.until >= 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)

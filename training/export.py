@@ -44,7 +44,13 @@ def export_package(
         ValueError: The checkpoint is incomplete or malformed, or `output` holds something else.
         ParityError: A graph differs from the model; nothing is written.
     """
-    _check_checkpoint(checkpoint)
+    missing = [name for name in NEEDED_FILES if not (checkpoint / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{checkpoint} is not a complete checkpoint: {', '.join(missing)} missing; run "
+            "`python -m training evaluate --output` first, or, to serve a model without scores, "
+            "give its folder to `python -m model convert`"
+        )
     check_output(output)
     encoder = load_encoder(checkpoint)
     content = PackageContent(
@@ -56,16 +62,6 @@ def export_package(
         may_fail=tuple(may_fail),
     )
     return write_package(content, output, is_thorough=True)
-
-
-def _check_checkpoint(checkpoint: Path) -> None:
-    missing = [name for name in NEEDED_FILES if not (checkpoint / name).is_file()]
-    if missing:
-        raise ValueError(
-            f"{checkpoint} is not a complete checkpoint: {', '.join(missing)} missing; run "
-            "`python -m training evaluate --output` first, or, to serve a model without scores, "
-            "give its folder to `python -m model convert`"
-        )
 
 
 def build_manifest(encoder: Encoder, checkpoint: Path, *, name: str) -> Manifest:

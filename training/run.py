@@ -12,9 +12,8 @@ from transformers import Tipsv2Model, Tipsv2Tokenizer
 
 from training import distributed
 from training.checkpoint import checkpoint_step, save_atomically
-from training.config import TrainingConfig, ViewsConfig
+from training.config import DataConfig, TrainingConfig, ViewsConfig
 from training.data.batch import Batch, RunShare, with_unit_pixels
-from training.data.loader import DataConfig
 from training.inputs.base import Inputs
 from training.inputs.images import ImageInputs
 from training.inputs.scenes import SceneInputs

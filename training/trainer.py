@@ -27,7 +27,7 @@ from training.methods.base import Method
 from training.observation import Log, Row, StepTimer
 from training.optim import build_optimizers
 from training.parallel import ParallelMethod, move
-from training.preemption import Stopped, StopRequest
+from training.preemption import Stopped, StopRequest, stop_request
 from training.run_store import RunStore
 from training.update import Update
 
@@ -102,7 +102,7 @@ class Trainer:
         last = self._config.num_steps if until is None else until
         with ExitStack() as context:
             context.callback(self._writer.finish)
-            stop = context.enter_context(StopRequest())
+            stop = context.enter_context(stop_request())
             bar = context.enter_context(self._progress_bar(done))
             batches = self._loader(done)
             for step in range(done, last):

@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
-from training.config import ModelConfig, TrainingConfig
+from training.config import DataConfig, ModelConfig, Stage, TrainingConfig
 from training.data.backgrounds import PHOTOS
 from training.data.batch import Batch, RunShare, TextBatch, with_unit_pixels
 from training.data.concepts import all_concepts
 from training.data.folder import BANK_STYLES, DataFolder, common_names
-from training.data.loader import DataConfig, SceneBatches, Stage
 from training.data.scenes import SceneConfig, SceneSource
 from training.data.sprites import SPRITE_PIXELS, SpriteBank
 from training.evaluate.sets import development_benchmarks, rare_names
 from training.heads import HeadConfig
 from training.inputs import scenes as scene_inputs
+from training.inputs.scenes import SceneBatches
 from training.methods.pretrain import PretrainConfig
 from training.optim import OptimConfig
 from training.run import new_model

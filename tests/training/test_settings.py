@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training.config import TrainingConfig
-from training.data.loader import DataConfig
+from training.config import DataConfig, TrainingConfig
 from training.settings import apply_overrides
 
 

@@ -11,7 +11,7 @@ from transformers import Tipsv2Tokenizer
 from tests.training.conftest import TINY_HEAD
 from training.checkpoint import checkpoint_step
 from training.config import TrainingConfig
-from training.data.loader import SceneBatches
+from training.inputs.scenes import SceneBatches
 from training.methods.base import Method
 from training.observation import LOG_FILE, Log, Row, read_log
 from training.run import build_method

@@ -41,7 +41,8 @@ class Basis:
 
     def reduce(self, features_F: Tensor) -> Tensor:
         """Reduce features [..., F] to [..., K]."""
-        reduced_K: Tensor = (features_F - self.mean_F) @ self.axes_FK
+        mean_F, axes_FK = (part.to(features_F.device) for part in (self.mean_F, self.axes_FK))
+        reduced_K: Tensor = (features_F - mean_F) @ axes_FK
         return reduced_K
 
 
@@ -99,17 +100,17 @@ def _compiled(shape: tuple[int, ...]) -> Compiled:
     return compile_network(_network(), shape, num_threads=torch.get_num_threads())
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class ImageBackboneTargets:
     """Patch targets for a student: the backbone's features reduced to K numbers."""
 
-    def __init__(self, backbone: FrozenImageBackbone, basis: Basis) -> None:
-        self._backbone, self._basis = backbone, basis
+    backbone: FrozenImageBackbone
+    basis: Basis
 
     def patch_targets(self, pixels_B3HW: Tensor) -> Tensor:
         """Targets [B, N, K], float32, not normalised; see `FrozenImageBackbone.encode_patches`."""
-        device = pixels_B3HW.device
-        basis = Basis(mean_F=self._basis.mean_F.to(device), axes_FK=self._basis.axes_FK.to(device))
-        return basis.reduce(self._backbone.encode_patches(pixels_B3HW))
+        features_BNF = self.backbone.encode_patches(pixels_B3HW)
+        return self.basis.reduce(features_BNF)
 
 
 def load_image_backbone(folder: Path, images: Iterable[Tensor], width: int) -> ImageBackboneTargets:

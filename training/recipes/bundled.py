@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from training.config import ModelConfig, TrainingConfig, ViewsConfig
-from training.data.loader import DataConfig, Stage
+from training.config import DataConfig, ModelConfig, Stage, TrainingConfig, ViewsConfig
 from training.data.scenes import SceneConfig
 from training.heads import SMALL_HEAD
 from training.methods.distill import DistillConfig

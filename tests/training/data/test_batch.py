@@ -9,11 +9,12 @@ import torch
 from transformers import Tipsv2Tokenizer
 
 from model.text import TEMPLATES
+from training.config import DataConfig, Stage
 from training.data.batch import Batch, RunShare, collate, text_ids, tokenize
 from training.data.folder import common_names
-from training.data.loader import DataConfig, SceneBatches, Stage
 from training.data.scenes import SceneConfig, SceneSource, compose_scene
 from training.data.unnamed import UnnamedBank, UnnamedSource
+from training.inputs.scenes import SceneBatches
 
 MakeBatches = Callable[..., SceneBatches]
 Same = Callable[[object, object], bool]

@@ -10,9 +10,8 @@ import pytest
 
 from training.captioning.gemini_config import GeminiConfig
 from training.commands.train import RECIPES
-from training.config import TrainingConfig
+from training.config import DataConfig, TrainingConfig
 from training.data.folder import TRAIN_STYLES
-from training.data.loader import DataConfig
 from training.recipes.scale import SCALE_RECIPES, TEACHER
 
 OF_SCENES = {

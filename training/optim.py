@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from pydantic import PositiveFloat
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from training.settings import STRICT, Share
@@ -99,12 +99,6 @@ def learning_rate_factor(step: int, *, num_steps: int, config: OptimConfig) -> f
     return config.final_lr_share + (1 - config.final_lr_share) * cosine
 
 
-def _norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The joint norm of ordinary gradients, or of gradients that FSDP2 shards."""
-    norm = nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
     """Scale all gradients by one factor so that their joint norm is at most `max_norm`, in place.
@@ -115,10 +109,13 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return 0.0
-    parts = [[g for g in gradients if isinstance(g, DTensor) == is_cut] for is_cut in (True, False)]
-    norm = float(torch.stack([_norm(part) for part in parts if part]).norm())
+    # Those that FSDP2 shards, and ordinary ones.
+    cut, plain = ([g for g in gradients if isinstance(g, DTensor) == is_cut] for is_cut in (1, 0))
+    parts = [part for part in (cut, plain) if part]
+    norms = [nn.utils.get_total_norm(part) for part in parts]
+    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    norm = float(torch.stack(whole).norm())
     if math.isfinite(norm) and norm > max_norm:
         for part in parts:
-            if part:
-                torch._foreach_mul_(part, max_norm / norm)
+            torch._foreach_mul_(part, max_norm / norm)
     return norm

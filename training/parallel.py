@@ -106,7 +106,11 @@ class ParallelMethod:
         if self.is_sharded:
             _shard(method, _mesh(kind, self.device), precision)
         elif dist.is_initialized():
-            self._module = _replicate(method)
+            # The parameters that a step uses depend on its stage and its captions. Buffers are
+            # equal on all ranks, because methods average their updates over the ranks.
+            self._module = DistributedDataParallel(
+                method, find_unused_parameters=True, broadcast_buffers=False
+            )
 
     def __call__(self, batch: Batch, step: Step) -> tuple[Tensor, Terms]:
         """Loss and terms of this rank's share of a step; call `backward` on the loss."""
@@ -139,12 +143,6 @@ class ParallelMethod:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         whole = get_model_state_dict(self.method, options=options)
         return cast("dict[str, Tensor]", whole)
-
-
-def _replicate(module: nn.Module) -> DistributedDataParallel:
-    # The parameters that a step uses depend on its stage and its captions. Buffers are equal on all
-    # ranks, because methods average their updates over the ranks.
-    return DistributedDataParallel(module, find_unused_parameters=True, broadcast_buffers=False)
 
 
 def _mesh(kind: ParallelKind, device: torch.device) -> DeviceMesh:

@@ -104,7 +104,8 @@ class Trainer:
             context.callback(self._writer.finish)
             stop = context.enter_context(stop_request())
             bar = context.enter_context(self._progress_bar(done))
-            batches = self._loader(done)
+            first, num_workers = done * self._config.accumulate, self._config.data.num_workers
+            batches = iter(self._batches.loader(first, num_workers=num_workers))
             for step in range(done, last):
                 with self._timer.waiting():
                     fetched = self._fetch(batches, step, stop)
@@ -180,11 +181,6 @@ class Trainer:
             self._save(step)
         if stops:
             raise Stopped(step)
-
-    def _loader(self, step: int) -> Iterator[Batch]:
-        num_workers = self._config.data.num_workers
-        first = step * self._config.accumulate
-        return iter(self._batches.loader(first, num_workers=num_workers))
 
     def _fetch(self, batches: Iterator[Batch], step: int, stop: StopRequest) -> list[Batch]:
         """Get the micro-batches of a step, on the device."""

@@ -28,7 +28,6 @@ from model.graphs import DenseTask
 from training.losses.dense import angular_loss, depth_gradient_loss, scale_invariant_log_loss
 
 HeadKind = Literal["linear", "dpt"]
-HEAD_KINDS: Final[tuple[HeadKind, ...]] = ("linear", "dpt")
 # As the released heads: 256 distances from 1 mm to 10 m, and maps of eight rows for each patch.
 NUM_BINS: Final = 256
 MIN_DEPTH_M, MAX_DEPTH_M = 0.001, 10.0

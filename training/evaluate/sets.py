@@ -98,11 +98,6 @@ def unseen_names() -> frozenset[str]:
     return frozenset(concept.name for concept in all_concepts() if concept.is_unseen)
 
 
-def _drawn_seen_names() -> frozenset[str]:
-    """Seen names with an emoji drawing; the other names have only furniture renders."""
-    return frozenset(c.name for c in all_concepts() if c.drawings) & seen_names()
-
-
 def held_out_scenes(data: DataFolder, num_scenes: int) -> list[SegmentationBenchmark]:
     """The test scenes: the unseen 3D style first, then further sets."""
     unseen = unseen_names()
@@ -136,7 +131,9 @@ def held_out_drawings(data: DataFolder, num_scenes: int) -> list[ClassificationB
 
     Names that development uses in the unseen style are candidates there, but not shown.
     """
-    seen, unseen, everyday = _drawn_seen_names(), unseen_names(), common_names()
+    unseen, everyday = unseen_names(), common_names()
+    # Other names have only furniture renders.
+    seen = frozenset(c.name for c in all_concepts() if c.drawings) & seen_names()
     unseen_style = (UNSEEN_STYLE, ("fluent-3d",))
     seen_styles = ("seen styles", EMOJI_TRAIN_STYLES)
     parts = [

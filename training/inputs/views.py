@@ -7,7 +7,7 @@ Shapes: B images, V of them crops of views, S side of an image, N = g * g patche
 D width, U names of a batch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -79,18 +79,17 @@ class ViewInputs:
         self._drawings = NamedDrawings.kept(
             config.folder / "drawings.npz", lambda: build_drawings(self._folder.art)
         )
-        self._names = _joined(self._drawings.names, region_names())
+        names = (*self._drawings.names, *region_names())
+        self._names = tuple(dict.fromkeys(name.lower() for name in names))
         self.space = self._load_space()
 
     def _load_space(self) -> Space:
         path = self._config.folder / "space.pt"
         if not path.exists():
-            start = self._config.start
-            names_KT = self._embed(self._names)
-            texts = encode_texts(load_for_evaluation(start), self._names) if start else None
-            space = fit_space(
-                names_KT, self._config.model.dim, None if texts is None else torch.from_numpy(texts)
-            )
+            start_KD, start = None, self._config.start
+            if start is not None:
+                start_KD = torch.from_numpy(encode_texts(load_for_evaluation(start), self._names))
+            space = fit_space(self._embed(self._names), self._config.model.dim, start_KD)
             save_atomically({"axes_TD": space.axes_TD}, path)
         return Space(axes_TD=torch.load(path, weights_only=True)["axes_TD"])
 
@@ -155,11 +154,6 @@ class ViewInputs:
         return {"folder": str(self._folder.path), "teacher": digest(files)}
 
 
-def _joined(*parts: Sequence[str]) -> tuple[str, ...]:
-    """Names in lower case; equal ones become one."""
-    return tuple(dict.fromkeys(name.lower() for part in parts for name in part))
-
-
 class Labels:
     """What patches are named: every concept, and the known names that belong to none.
 
@@ -221,8 +215,11 @@ class ViewBatches(Dataset[Batch]):
             config.num_parts * config.part_size, size=share.batch_size - num_scenes
         )
         pixels_V3SS, cells = crop_views(rng, self._rows(chosen), config.size)
-        scenes = self._compose(share.places(step, num_scenes))
-        pixels_B3SS = torch.cat([pixels_V3SS, *(_pixels(scene) for scene in scenes)])
+        form = replace(config.scenes, size=config.size)
+        places = share.places(step, num_scenes)
+        scenes = [compose_scene(self._scenes, place, form) for place in places]
+        composed = [torch.from_numpy(scene.pixels_SS3).permute(2, 0, 1) / 255.0 for scene in scenes]
+        pixels_B3SS = torch.cat([pixels_V3SS, *(pixels_3SS[None] for pixels_3SS in composed)])
         label_Bpp = np.concatenate(
             [self._labels.of_name[cells.name_Bpp.numpy()], *(_labels(scene) for scene in scenes)]
         )
@@ -248,10 +245,6 @@ class ViewBatches(Dataset[Batch]):
             names=tokenize(self._tokenizer, texts),
         )
 
-    def _compose(self, numbers: Iterable[int]) -> list[Scene]:
-        config = replace(self._config.scenes, size=self._config.size)
-        return [compose_scene(self._scenes, number, config) for number in numbers]
-
     def _rows(self, chosen: NDArray[np.int64]) -> Views:
         """Views by number; parts that no earlier step needed are read or computed."""
         parts, rows = np.divmod(chosen, self._config.part_size)
@@ -264,11 +257,6 @@ class ViewBatches(Dataset[Batch]):
     def loader(self, first_step: int, *, num_workers: int) -> DataLoader[Batch]:
         """Iterate from a step on, prefetched by worker processes."""
         return prefetch(self, range(first_step, len(self)), num_workers=num_workers)
-
-
-def _pixels(scene: Scene) -> Tensor:
-    """[1, 3, S, S] in [0, 1]."""
-    return torch.from_numpy(scene.pixels_SS3).permute(2, 0, 1)[None] / 255.0
 
 
 def _labels(scene: Scene) -> NDArray[np.int64]:

@@ -241,14 +241,6 @@ def _rate(step: int, total: int) -> float:
     return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
 
 
-@torch.no_grad()
-def with_tail(trunk: Trunk, tail: Tail) -> Trunk:
-    """A copy of the trunk with another tail."""
-    copy = deepcopy(trunk)
-    Tail(copy).load_state_dict(tail.state_dict())
-    return copy.eval()
-
-
 # The discriminant that training starts from is fitted to these passes of views.
 _START_PASSES = 2
 _CROPS = 240
@@ -269,40 +261,31 @@ class Finetuning:
         return 0 if not self.parts else _START_PASSES + (self.parts + 1) // 2
 
     def run(self, trunk: Trunk, classes: nn.Linear) -> Trunk:
-        """Train what is missing.
-
-        Args:
-            trunk: As released.
-            classes: Its classifier.
-        """
+        """Train what is missing, from the trunk and classifier as released."""
         if not self.parts:
             return trunk
         path = self.folder / "tail.safetensors"
         if not path.exists():
             self._train(trunk, classes, path)
-        tail = Tail(deepcopy(trunk))
-        tail.load_state_dict(load_file(path))
-        return with_tail(trunk, tail)
+        trained = deepcopy(trunk)
+        Tail(trained).load_state_dict(load_file(path))
+        return trained.eval()
 
     def _train(self, trunk: Trunk, classes: nn.Linear, path: Path) -> None:
         labels = Labels.of(all_names(self.source.drawings.names))
         run = compile_scales(LowerScales(trunk), self.source.size)
         photographs = Activations.of(self._crops(), run)
         starts = (Activations.of(self._views(n, labels), run) for n in range(_START_PASSES))
-        trainer = TailTrainer(
-            trunk, classes, start_space(trunk, starts, photographs, labels), labels
-        )
+        space = start_space(trunk, starts, photographs, labels)
+        trainer = TailTrainer(trunk, classes, space, labels)
         state = self.folder / "tail-state.pt"
         if state.exists():
             trainer.load(state)
         steps = self.source.scenes_per_pass // BATCH
         for part in range(trainer.steps // steps, self.parts):
             number, is_crowd = divmod(part, 2)
-            scenes = (
-                self._crowds(number, labels)
-                if is_crowd
-                else self._views(_START_PASSES + number, labels)
-            )
+            views = self._views(_START_PASSES + number, labels)
+            scenes = self._crowds(number, labels) if is_crowd else views
             trainer.train(Activations.of(scenes, run), photographs, self.parts * steps)
             trainer.save(state)
         with atomic_file(path) as temporary:

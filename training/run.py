@@ -21,10 +21,10 @@ from training.inputs.views import ViewInputs
 from training.methods.base import Method
 from training.methods.captioned import CaptionedMethod
 from training.methods.distill import Distill, DistillConfig
-from training.methods.image_backbone import TARGET_WIDTH
 from training.methods.pretrain import Pretrain
 from training.methods.space import SpaceConfig, SpaceDistill
 from training.methods.teacher import MODEL_FOLDER, load_teacher
+from training.methods.terms import TARGET_WIDTH
 from training.observation import Observation, save_model
 from training.pretrained.image_backbone import load_image_backbone
 from training.pretrained.text import warm_up_text_tower

@@ -24,8 +24,7 @@ from training.losses.distillation import (
     prototype_losses,
 )
 from training.methods.base import Method, SharedConfig, Step, Terms
-from training.methods.image_backbone import ImageBackboneConfig, image_backbone_term, title_term
-from training.methods.terms import name_term
+from training.methods.terms import image_backbone_term, name_term, title_term
 from training.settings import STRICT, Share
 from training.targets import TokenTargets, target_statistics
 
@@ -59,6 +58,23 @@ def random_masks(
     noise_GN = torch.rand(batch, num_patches, generator=generator)
     order_BN = (noise_GN if rows is None else noise_GN[rows]).argsort(dim=1)
     return order_BN < round(ratio * num_patches)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class ImageBackboneConfig:
+    """Settings of the terms.
+
+    Attributes:
+        weight: Of one minus the cosine with the backbone's features, per patch and for the mean of
+            each image; 0 turns the term off.
+        scenes_until: Share of the training in which scenes are used as well as unnamed drawings.
+            The backbone's features are best for close-ups of one drawing, which come first.
+        titles_weight: Of the contrast of CLS1 of unnamed drawings with their titles.
+    """
+
+    weight: NonNegativeFloat = 0.0
+    scenes_until: float = 0.3
+    titles_weight: NonNegativeFloat = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)

@@ -22,8 +22,8 @@ from training.heads import HeadConfig, NameContrast, PrototypeHead
 from training.losses.distillation import feature_loss
 from training.methods.base import Step, Terms, model_width
 from training.methods.captioned import CaptionedConfig, CaptionedMethod, encode_crops
-from training.methods.image_backbone import TARGET_WIDTH
 from training.methods.teacher import FrozenTeacher, TeacherDtype
+from training.methods.terms import TARGET_WIDTH
 from training.settings import STRICT, Share
 
 PatchLoss = Literal["prototypes", "features"]

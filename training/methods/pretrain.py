@@ -16,7 +16,7 @@ from training.data.batch import Batch
 from training.heads import NameContrast
 from training.methods.base import Step, Terms, model_width
 from training.methods.captioned import CaptionedConfig, CaptionedMethod
-from training.methods.image_backbone import TARGET_WIDTH
+from training.methods.terms import TARGET_WIDTH
 from training.settings import STRICT, Share
 from training.targets import (
     Centering,

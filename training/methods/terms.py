@@ -1,4 +1,4 @@
-"""Loss terms that pretraining and distillation share: captions, and names in patches.
+"""Loss terms that pretraining and distillation share: captions, names in patches, a backbone.
 
 Each term is this rank's share: the mean over the ranks is the value for the global batch.
 
@@ -7,19 +7,24 @@ once without gradient; the contrast of all embeddings gives the gradient of each
 micro-batch's own forward pass, which is made again, takes that gradient from there (GradCache,
 arXiv:2101.06983). The whole is the gradient of one large batch.
 
+A small data set has few drawings and few styles. A frozen network trained on a million photos gives
+targets for every patch, also of thousands of drawings without a class name. Not part of TIPSv2,
+which has no shortage of images.
+
 Shapes: B batch, N patches, L tokens, T captioned images, G those of all ranks, U names, V those
-of all ranks, D width, F = 4 D.
+of all ranks, D width, F = 4 D, K the backbone's reduced width.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import Tipsv2Model
 
 from model.features import VisionTokens, text_features
-from training.data.batch import Batch, TextBatch
+from training.data.batch import Batch, TextBatch, UnnamedDrawings
 from training.distributed import gather_rows, num_ranks, sum_over_ranks
 from training.heads import NameContrast
 from training.losses.contrastive import contrastive_loss
@@ -182,3 +187,29 @@ def _all_names(names_UD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     present_BV = batch.present_BU.new_zeros((len(batch.present_BU), len(ids_V)))
     present_BV[:, column_G[own]] = batch.present_BU
     return names_GD[first_V], present_BV
+
+
+TARGET_WIDTH = 256
+"""K: numbers per patch that the student learns, reduced from the backbone's 1280."""
+
+
+def image_backbone_term(patches_BND: Tensor, cells_BNK: Tensor, projection: nn.Linear) -> Tensor:
+    """One minus the cosine of projected patches with the backbone's, plus that of the means."""
+    projected_BNK = projection(patches_BND).float()
+    patch_BN = F.cosine_similarity(projected_BNK, cells_BNK, dim=-1)
+    whole_B = F.cosine_similarity(projected_BNK.mean(1), cells_BNK.mean(1), dim=-1)
+    return (1 - patch_BN.mean()) + (1 - whole_B.mean())
+
+
+def title_term(
+    model: Tipsv2Model, tokens: VisionTokens, drawings: UnnamedDrawings, temperature: Tensor
+) -> Tensor:
+    """InfoNCE of CLS1 with the titles over the global batch; 0 if no rank has a title."""
+    if sum_over_ranks([len(drawings.titles)]) == [0]:
+        return tokens.cls1_BD.new_zeros(())
+    texts_TD = embed_texts(model, drawings.titles)
+    rows_TF = torch.cat([tokens.cls1_BD[drawings.titled_E].float(), texts_TD.float()], dim=1)
+    (rows_GF, ids_G), own = gather_rows(rows_TF, drawings.title_ids_T)
+    images_GD, texts_GD = rows_GF.chunk(2, dim=1)
+    rows = None if num_ranks() == 1 else own
+    return contrastive_loss(images_GD, texts_GD, temperature, ids_G, rows=rows) * num_ranks()

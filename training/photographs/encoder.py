@@ -2,12 +2,10 @@
 
 import functools
 import json
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
@@ -78,8 +76,8 @@ class SplitMoments:
     kept: Moments
     withheld: Moments
 
-    @classmethod
-    def of(cls, parts: Iterable[tuple[Cells, Sequence[str]]], names: tuple[str, ...]) -> Self:
+    @staticmethod
+    def of(parts: Iterable[tuple[Cells, Sequence[str]]], names: tuple[str, ...]) -> "SplitMoments":
         """Sum cells of several sources, read one after the other.
 
         Args:
@@ -88,17 +86,18 @@ class SplitMoments:
         """
         index = {name: number for number, name in enumerate(names)}
         is_withheld_K = withheld(names)
-        found = []
-        for cells, own_names in parts:
-            name_n = np.asarray([index[name.lower()] for name in own_names])[cells.name_n]
-            is_out_n = is_withheld_K[name_n]
-            named = replace(cells, name_n=name_n)
-            split = (named.where(chosen_n) for chosen_n in (~is_out_n, is_out_n))
-            kept, withheld_ = (Moments.of(part, len(names)) for part in split)
-            found.append(cls(names=names, kept=kept, withheld=withheld_))
-        return functools.reduce(operator.add, found)
 
-    def __add__(self, other: Self) -> Self:
+        def summed(cells: Cells, own_names: Sequence[str]) -> "SplitMoments":
+            name_n = np.asarray([index[name.lower()] for name in own_names])[cells.name_n]
+            named, is_out_n = replace(cells, name_n=name_n), is_withheld_K[name_n]
+            kept, left_out = (
+                Moments.of(named.where(chosen_n), len(names)) for chosen_n in (~is_out_n, is_out_n)
+            )
+            return SplitMoments(names=names, kept=kept, withheld=left_out)
+
+        return functools.reduce(SplitMoments.__add__, (summed(*part) for part in parts))
+
+    def __add__(self, other: "SplitMoments") -> "SplitMoments":
         kept, withheld = self.kept + other.kept, self.withheld + other.withheld
         return replace(self, kept=kept, withheld=withheld)
 

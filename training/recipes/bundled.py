@@ -5,8 +5,8 @@ from pathlib import Path
 from training.config import DataConfig, ModelConfig, Stage, TrainingConfig, ViewsConfig
 from training.data.scenes import SceneConfig
 from training.heads import SMALL_HEAD
+from training.methods.captioned import ImageBackboneConfig
 from training.methods.distill import DistillConfig
-from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.pretrain import PretrainConfig
 from training.methods.space import SpaceConfig
 from training.optim import OptimConfig

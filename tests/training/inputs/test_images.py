@@ -18,8 +18,8 @@ from training.data.shards.sample import DataSummary
 from training.data.shards.store import ImageFolder, build_shards
 from training.evaluate.ranking import ClassificationBenchmark
 from training.inputs.images import BROKEN_FILE, ImageInputs, check_losses, describe_losses
+from training.methods.captioned import ImageBackboneConfig
 from training.methods.distill import DistillConfig
-from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.pretrain import PretrainConfig
 from training.observation import read_log
 from training.run import open_inputs, run

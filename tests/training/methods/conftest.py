@@ -16,8 +16,8 @@ from tests.training.conftest import TINY_HEAD
 from training.config import TrainingConfig
 from training.data.batch import Batch
 from training.methods.base import Method, Step, Terms
-from training.methods.image_backbone import TARGET_WIDTH
 from training.methods.teacher import FrozenTeacher
+from training.methods.terms import TARGET_WIDTH
 from training.run import new_model
 from training.targets import Centering
 

@@ -12,8 +12,8 @@ from tests.training.conftest import TINY_HEAD
 from tests.training.methods.conftest import MakeTeacher, MeanColours, take_step
 from training.data.batch import Batch, TeacherCells, TextBatch
 from training.methods.base import Method
+from training.methods.captioned import ImageBackboneConfig
 from training.methods.distill import Distill, DistillConfig
-from training.methods.image_backbone import ImageBackboneConfig
 from training.methods.pretrain import Pretrain, PretrainConfig
 from training.methods.space import SpaceConfig, SpaceDistill
 

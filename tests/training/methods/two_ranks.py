@@ -18,7 +18,7 @@ from training.data.batch import Batch, TextBatch, UnnamedDrawings
 from training.distributed import mean_over_ranks, stop
 from training.heads import HeadConfig
 from training.methods.base import Method, Step
-from training.methods.image_backbone import ImageBackboneConfig
+from training.methods.captioned import ImageBackboneConfig
 from training.methods.pretrain import Pretrain, PretrainConfig
 
 GLOBAL_ROWS = 6

@@ -16,6 +16,8 @@ from service.outputs.run_lengths import read_counts
 from service.outputs.slide import Geometry
 
 Floats = NDArray[np.float64]
+# Whether a patch is chosen, [N].
+Chosen = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,22 +32,17 @@ class PatchMap:
     parts: Sequence[FloatArray]
     geometry: Geometry
 
-    def centres(self) -> tuple[Floats, Floats, tuple[float, float]]:
-        """Rows and columns of the centres of all patches, and a patch's size, in image pixels."""
-        (height, width), (scaled_height, scaled_width) = (
-            self.geometry.size_hw,
-            self.geometry.scaled_hw,
-        )
-        rows, columns = self.geometry.grid_hw
-        windows = self.geometry.windows
-        side_hw = self.geometry.scaled_hw if windows is None else (windows.side, windows.side)
-        corners = [(0, 0)] if windows is None else windows.corners(self.geometry.scaled_hw)
-        patch_hw = side_hw[0] / rows, side_hw[1] / columns
-        y_hw, x_hw = np.mgrid[:rows, :columns] + 0.5
-        scale_y, scale_x = height / scaled_height, width / scaled_width
-        y_N = np.concatenate([(top + y_hw.ravel() * patch_hw[0]) for top, _ in corners]) * scale_y
-        x_N = np.concatenate([(left + x_hw.ravel() * patch_hw[1]) for _, left in corners]) * scale_x
-        return y_N, x_N, (patch_hw[0] * scale_y, patch_hw[1] * scale_x)
+    def centres(self) -> tuple[Floats, Floats]:
+        """Row and column of the centres of all patches [N, 2], and a patch's size, in pixels."""
+        windows, scaled_hw = self.geometry.windows, self.geometry.scaled_hw
+        side_hw = scaled_hw if windows is None else (windows.side, windows.side)
+        corners = [(0, 0)] if windows is None else windows.corners(scaled_hw)
+        patch_2 = np.divide(side_hw, self.geometry.grid_hw)
+        within_N2 = (np.indices(self.geometry.grid_hw).reshape(2, -1).T + 0.5) * patch_2
+        scale_2 = np.divide(self.geometry.size_hw, scaled_hw)
+        return np.concatenate(
+            [corner + within_N2 for corner in corners]
+        ) * scale_2, patch_2 * scale_2
 
     def mean(self, example: ClassExample, param: str) -> FloatArray:
         """Mean unit vector [D] of the patches of an example.
@@ -58,29 +55,29 @@ class PatchMap:
         mean_D: FloatArray = unit_ND.mean(axis=0)
         return mean_D
 
-    def _chosen(self, example: ClassExample, param: str) -> NDArray[np.bool_]:
-        y_N, x_N, patch_hw = self.centres()
-        height, width = self.geometry.size_hw
+    def _chosen(self, example: ClassExample, param: str) -> Chosen:
+        centre_N2, patch_2 = self.centres()
         if example.mask is not None:
-            return self._under(example.mask, y_N, x_N, f"{param}.mask")
+            return self._under(example.mask, centre_N2, f"{param}.mask")
+        size_2 = np.array(self.geometry.size_hw)
         if example.point is not None:
-            x, y = example.point
-            if not (0 <= x < width and 0 <= y < height):
-                raise _outside(f"{param}.point", (height, width))
-            return _around(y_N - y, x_N - x, patch_hw)
+            point_2 = np.array(example.point[::-1])
+            if not ((point_2 >= 0) & (point_2 < size_2)).all():
+                raise _outside(f"{param}.point", self.geometry.size_hw)
+            return _around(centre_N2 - point_2, patch_2)
         if example.box is None:
-            return np.ones(len(y_N), np.bool_)
-        left, top, box_width, box_height = example.box
-        right, bottom = left + box_width, top + box_height
-        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-            raise _outside(f"{param}.box", (height, width))
-        is_inside_N = (left <= x_N) & (x_N < right) & (top <= y_N) & (y_N < bottom)
+            return np.ones(len(centre_N2), np.bool_)
+        left, top, width, height = example.box
+        begin_2, end_2 = np.array([top, left]), np.array([top + height, left + width])
+        if not ((begin_2 >= 0) & (begin_2 < end_2) & (end_2 <= size_2)).all():
+            raise _outside(f"{param}.box", self.geometry.size_hw)
+        is_inside_N: Chosen = np.all((begin_2 <= centre_N2) & (centre_N2 < end_2), axis=1)
         if is_inside_N.any():
             return is_inside_N
         # A box between the centres of patches stands for the patch around its own centre.
-        return _around(y_N - (top + bottom) / 2, x_N - (left + right) / 2, patch_hw)
+        return _around(centre_N2 - (begin_2 + end_2) / 2, patch_2)
 
-    def _under(self, mask: RunLengths, y_N: Floats, x_N: Floats, param: str) -> NDArray[np.bool_]:
+    def _under(self, mask: RunLengths, centre_N2: Floats, param: str) -> Chosen:
         height, width = self.geometry.size_hw
         try:
             counts = read_counts(mask.counts)
@@ -92,10 +89,8 @@ class PatchMap:
                 f"{counts.sum()} pixels; the image has {height} x {width}.",
                 param=param,
             )
-        place_N = x_N.astype(np.int64) * height + y_N.astype(np.int64)
-        is_inside_N: NDArray[np.bool_] = (
-            np.searchsorted(counts.cumsum(), place_N, side="right") % 2 == 1
-        )
+        place_N = centre_N2.astype(np.int64) @ np.array([1, height])
+        is_inside_N: Chosen = np.searchsorted(counts.cumsum(), place_N, side="right") % 2 == 1
         if not is_inside_N.any():
             raise InvalidRequest(
                 f"{param}: the mask contains the centre of no patch; give a larger one, a point, "
@@ -127,11 +122,11 @@ def example_embeddings(
     return average_groups(mean_ED, [len(one.examples) for _, one in classes])
 
 
-def _around(y_N: Floats, x_N: Floats, patch_hw: tuple[float, float]) -> NDArray[np.bool_]:
+def _around(offset_N2: Floats, patch_2: Floats) -> Chosen:
     """The patch, or in windows the patches, that contain a point; from centres relative to it."""
     # The nearest one always counts: rounding must not leave a point between two patches.
-    distance_N = np.maximum(np.abs(y_N) / patch_hw[0], np.abs(x_N) / patch_hw[1])
-    is_around_N: NDArray[np.bool_] = distance_N < 0.5
+    distance_N = (np.abs(offset_N2) / patch_2).max(axis=1)
+    is_around_N: Chosen = distance_N < 0.5
     is_around_N[distance_N.argmin()] = True
     return is_around_N
 

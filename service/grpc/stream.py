@@ -42,6 +42,10 @@ class StreamItem:
     taken: asyncio.Event = field(default_factory=asyncio.Event)
     ticket: Ticket | None = None
 
+    def end(self, task: "asyncio.Task[bytes]") -> None:
+        """It takes no more."""
+        self.taken.set()
+
     def release(self) -> None:
         """Give back what it holds."""
         if self.ticket is not None:
@@ -76,10 +80,9 @@ class AnsweredStream:
         self._answer = answer
         self._idle_s = idle_s
         self._window = asyncio.Semaphore(MAX_REQUESTS)
-        # Read and not yet sent, in order; None at the end.
-        self._unsent: asyncio.Queue[tuple[StreamItem, asyncio.Task[bytes]] | None] = asyncio.Queue()
-        self._items: set[StreamItem] = set()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        # Of the requests that are read and not yet sent, in order; None is the end of the stream.
+        self._unsent: asyncio.Queue[StreamItem | None] = asyncio.Queue()
+        self._answers: dict[StreamItem, asyncio.Task[bytes]] = {}
         self._limit: asyncio.Timeout
 
     async def run(self) -> None:
@@ -89,15 +92,13 @@ class AnsweredStream:
             DeadlineExceeded: The stream was idle.
             Unavailable: The server closes.
         """
+        reading = asyncio.create_task(self._read())
+        closing = asyncio.create_task(self._closing.wait())
+        closing.add_done_callback(lambda _: reading.cancel())
         try:
             async with asyncio.timeout(self._idle_s) as self._limit:
-                reading = asyncio.create_task(self._read())
-                closing = asyncio.create_task(self._closing.wait())
-                closing.add_done_callback(lambda _: reading.cancel())
-                self._tasks |= {reading, closing}
-                while (following := await self._unsent.get()) is not None:
-                    await self._send(*following)
-                    del following  # its answer is not kept while the next one is made
+                while (item := await self._unsent.get()) is not None:
+                    await self._send(item)
                 await asyncio.wait({reading})
                 if reading.cancelled():
                     raise unavailable(ServerState.DRAINING)
@@ -107,13 +108,13 @@ class AnsweredStream:
                 f"The stream was idle for {self._idle_s:g} s; open a new one.", code="idle_stream"
             ) from None
         finally:
-            tasks, items = tuple(self._tasks), tuple(self._items)
+            tasks = (reading, closing, *self._answers.values())
             for task in tasks:
                 task.cancel()
             try:
                 await asyncio.gather(*tasks, return_exceptions=True)
             finally:  # also if the RPC is cancelled after a failed write
-                for item in items:
+                for item in self._answers:
                     item.release()
 
     async def _read(self) -> None:
@@ -126,28 +127,18 @@ class AnsweredStream:
                     return
                 item = StreamItem(bytes(raw), index)
                 del raw
-                self._begin(item)
+                self._answers[item] = asyncio.create_task(self._answer(item))
+                self._answers[item].add_done_callback(item.end)
+                self._unsent.put_nowait(item)
                 await item.taken.wait()
         finally:
             self._unsent.put_nowait(None)
 
-    def _begin(self, item: StreamItem) -> None:
-        task = asyncio.create_task(self._answer(item))
-        self._items.add(item)
-        self._tasks.add(task)
-        self._unsent.put_nowait((item, task))
-
-        def end(ended: "asyncio.Task[bytes]") -> None:
-            item.taken.set()
-            self._tasks.discard(ended)
-
-        task.add_done_callback(end)
-
-    async def _send(self, item: StreamItem, task: "asyncio.Task[bytes]") -> None:
-        await self._context.write(await task)
+    async def _send(self, item: StreamItem) -> None:
+        await self._context.write(await self._answers[item])
         self._renew()
         item.release()
-        self._items.discard(item)
+        del self._answers[item]
         self._window.release()
 
     def _renew(self) -> None:

@@ -99,50 +99,41 @@ def write_request(request: Request) -> dict[str, Any]:
 
 def _body(request: Request) -> dict[str, Any]:
     """The smallest body that fits the request."""
-    is_json = request.method in JSON_METHODS
-    accept = {"Accept": JSON if is_json else SAFETENSORS}
-    pairs = _text_fields(request.fields) if request.images else None
-    if pairs is None:
-        body = dict(request.fields)
-        if is_json:
-            body["encoding"] = "base64"
-        if request.method == "embed_texts":
-            body["texts"] = request.texts
-        else:
-            body["images"] = [base64.b64encode(image).decode() for image in request.images]
-        content = json.dumps(body).encode()
-        return {"content": content, "headers": {"Content-Type": JSON, **accept}}
+    is_json, fields = request.method in JSON_METHODS, dict(request.fields)
+    headers = {"Accept": JSON if is_json else SAFETENSORS}
     if is_json:
-        pairs["encoding"] = "base64"
+        fields["encoding"] = "base64"
+    if request.method == "embed_texts":
+        return {"json": {**fields, "texts": request.texts}, "headers": headers}
+    pairs = _text_fields(fields)
+    if pairs is None or not request.images:
+        images = [base64.b64encode(image).decode() for image in request.images]
+        return {"json": {**fields, "images": images}, "headers": headers}
     if len(request.images) == 1 and sum(map(len, pairs.values())) <= MAX_QUERY_CHARS:
         # The server detects the format itself; the type only has to be one of images.
-        headers = {"Content-Type": "image/jpeg", **accept}
+        headers["Content-Type"] = "image/jpeg"
         return {"content": request.images[0], "params": pairs, "headers": headers}
     files = [("images", (f"{i}", image, "image/jpeg")) for i, image in enumerate(request.images)]
-    return {"files": files, "data": pairs, "headers": accept}
+    return {"files": files, "data": pairs, "headers": headers}
 
 
 def _text_fields(fields: Mapping[str, Any]) -> dict[str, str] | None:
     """Fields as the text of a query or form; None if one of them needs JSON."""
     texts = {}
-    for name, value in fields.items():
+    for name, given in fields.items():
+        value = given
         if name in {"classes", "background_classes"}:
-            names = [entry["name"] for entry in value]
-            has_prompts = any(entry["prompts"] or "examples" in entry for entry in value)
+            is_named = not any(one["prompts"] or "examples" in one for one in given)
+            value = [one["name"] for one in given] if is_named else None
+        if isinstance(value, list | tuple) and name != "templates":
             # Commas separate the names, and the server strips the spaces around them.
-            if has_prompts or not names or any("," in n or n != n.strip() for n in names):
-                return None
-            texts[name] = ",".join(names)
-        elif name == "outputs":
-            if not value or not all(isinstance(output, str) for output in value):
-                return None
-            texts[name] = ",".join(value)
-        elif isinstance(value, bool):
-            texts[name] = json.dumps(value)
-        elif isinstance(value, str | int | float):
-            texts[name] = str(value)
-        else:
+            is_plain = value and all(
+                isinstance(one, str) and "," not in one and one == one.strip() for one in value
+            )
+            value = ",".join(value) if is_plain else None
+        if not isinstance(value, str | int | float):
             return None
+        texts[name] = json.dumps(value) if isinstance(value, bool) else str(value)
     return texts
 
 

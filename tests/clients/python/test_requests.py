@@ -1,7 +1,6 @@
 """Images and options become requests."""
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,7 @@ def test_a_pool_is_that_of_every_class_with_prompts() -> None:
     classes = {"dog": ["spaniel", "pug"], "sky": []}
     given = {"pool": "max", "background_classes": {"wall": "bricks"}}
     request = make_request("segment_images", given, images=b"x", classes=classes)
-    sent = json.loads(http_wire.write_request(request)["content"])
+    sent = http_wire.write_request(request)["json"]
     message = grpc_wire.write_request(request)
     assert [one.get("pool") for one in sent["classes"]] == ["max", None]
     assert [one.pool for one in message.classes] == [PROMPT_POOL_MAX, PROMPT_POOL_UNSPECIFIED]
@@ -111,7 +110,7 @@ def test_examples_have_their_fields_and_need_json() -> None:
         ],
     }
     request = Request(method="segment_images", images=(b"x",), fields=fields)
-    assert json.loads(http_wire.write_request(request)["content"])["classes"] == [entry]
+    assert http_wire.write_request(request)["json"]["classes"] == [entry]
     (sent,) = grpc_wire.write_request(request).classes
     assert (sent.examples[0].point.y, sent.examples[1].image) == (2, 1)
     assert sent.examples[2].mask.counts == "6"

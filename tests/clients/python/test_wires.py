@@ -3,16 +3,13 @@
 import pickle
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save
 
 from service.errors import InvalidRequest, Overloaded, RequestTooLarge, Unavailable
 from service.grpc.errors import CODE, error_metadata
 from service.rest.errors import STATUS
 from tipserve_client import errors
 from tipserve_client.grpc_wire import read_error
-from tipserve_client.http_wire import read_safetensors
 
 
 def test_each_kind_of_error_is_the_same_over_both_protocols() -> None:
@@ -57,16 +54,3 @@ def test_errors_survive_a_pickle() -> None:
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error)
     assert (str(again), vars(again), again.index) == ("full", vars(error), 3)
-
-
-def test_safetensors_are_read_as_the_package_writes_them() -> None:
-    tensors: dict[str, Any] = {
-        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
-        "b.0": np.arange(4, dtype=np.float16),
-        "c": np.array([1, 65535], np.uint16),
-        "d": np.zeros((0, 3), np.int8),
-    }
-    found, metadata = read_safetensors(save(tensors, metadata={"model": "m"}))
-    assert metadata == {"model": "m"}
-    for name, array in tensors.items():
-        np.testing.assert_array_equal(found[name], array, strict=True)

@@ -5,7 +5,7 @@ both with random weights of a fixed seed.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ from model.runtime.load import load_runtime
 from model.text import TextTokenizer
 from tests.conftest import TINY_PROVENANCE, TINY_SCORES, TINY_WORDS, Exported
 from tests.end_to_end.client import over_both, over_rest
-from tests.processes.server import Server
+from tests.end_to_end.conftest import RunService
+from tests.processes.server import photo
 from tipserve_client import InvalidRequest
 from training.export import export_package
 
@@ -118,7 +119,7 @@ def encoder() -> ConvWords:
     return built
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def known() -> Iterator[None]:
     """The loader of this encoder."""
     with pytest.MonkeyPatch.context() as patch:
@@ -139,20 +140,10 @@ def checkpoint(encoder: ConvWords, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def package(checkpoint: Path, known: None, exported: Exported) -> ModelPackage:
+def package(checkpoint: Path, exported: Exported) -> ModelPackage:
     """The exported package; the gate has compared its graphs with torch."""
-    return open_package(
-        exported(
-            "one-conv-words",
-            lambda folder: export_package(checkpoint, folder, name="one-conv-words"),
-        )
-    )
-
-
-@pytest.fixture(scope="module")
-def served(run_service: Callable[..., Any], package: ModelPackage) -> Iterator[Server]:
-    with run_service("--precision=fp32", packages=(package,)) as running:
-        yield running
+    name = "one-conv-words"
+    return open_package(exported(name, lambda to: export_package(checkpoint, to, name=name)))
 
 
 def test_the_gate_proves_every_graph_in_float32(package: ModelPackage) -> None:
@@ -168,7 +159,7 @@ def test_the_gate_proves_every_graph_in_float32(package: ModelPackage) -> None:
 
 
 def test_images_and_texts_are_embedded_as_by_the_encoder(
-    served: Server, encoder: ConvWords, photo: Callable[..., bytes]
+    run_service: RunService, package: ModelPackage, encoder: ConvWords
 ) -> None:
     image, asked = photo(1, (192, 128), "PNG"), ["a red cat", "house"]
     names = ["cls1", "cls2", "patches", "values"]
@@ -180,17 +171,19 @@ def test_images_and_texts_are_embedded_as_by_the_encoder(
         wanted = {f"0.{name}": tensor[0] for name, tensor in zip(names, outputs, strict=True)}
         ids, mask = map(torch.from_numpy, (tokens.token_ids_BL, tokens.mask_BL))
         wanted |= {f"{n}.embedding": row for n, row in enumerate(encoder.text(ids, mask))}
-    found = {**over_both(served, "embed_images", raw), **over_both(served, "embed_texts", texts)}
+    with run_service("--precision=fp32", packages=(package,)) as server:
+        images = over_both(server, "embed_images", raw)
+        found = {**images, **over_both(server, "embed_texts", texts)}
+        with pytest.raises(InvalidRequest, match=r"resolution.*64"):
+            over_rest(server, "embed_images", {"images": [image], "resolution": 96})
     assert found["0.patches"].shape == (4, 6, WIDTH)
     for name, tensor in wanted.items():
         np.testing.assert_allclose(
             found[name].ravel(), tensor.numpy().ravel(), rtol=0, atol=1e-5, err_msg=name
         )
-    with pytest.raises(InvalidRequest, match=r"resolution.*64"):
-        over_rest(served, "embed_images", {"images": [image], "resolution": 96})
 
 
-def test_an_unknown_encoder_is_explained(package: ModelPackage, known: None) -> None:
+def test_an_unknown_encoder_is_explained(package: ModelPackage) -> None:
     assert load_encoder(package.path).variant == "one-conv-words"
     with pytest.MonkeyPatch.context() as patch:
         patch.delitem(seam.LOADERS, KIND)
@@ -205,7 +198,6 @@ def test_an_unknown_encoder_is_explained(package: ModelPackage, known: None) -> 
 def test_such_packages_and_folders_are_converted(
     package: ModelPackage,
     checkpoint: Path,
-    known: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     is_package: bool,

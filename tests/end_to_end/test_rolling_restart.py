@@ -16,7 +16,7 @@ from tests.processes.server import LIMIT_S, Place, Server, start_server
 from tipserve_client import Client
 
 pytestmark = pytest.mark.alone
-ROUNDS, NUM_REPLICAS = 2, 2
+NUM_REPLICAS = 2
 # The proxy is told that a replica is deleted, and `preStop` sleeps a little longer.
 NOTICE_S, PRE_STOP_S = 0.3, 0.32
 # The callers repeat one image: from the cache they would exceed the proxy's limit of an address.
@@ -76,7 +76,7 @@ def test_rolling_restarts_fail_nothing() -> None:
         place = Place({"http": proxy.http_port, "grpc": proxy.grpc_port})
         with streaming(place) as streamed, SteadyCallers(place, heeds=False) as callers:
             callers.wait_for(20)
-            for _ in range(NUM_REPLICAS * ROUNDS):
+            for _ in range(NUM_REPLICAS):
                 add()
                 oldest = next(iter(serving))
                 num_streaming += has_streamed(serving[oldest])
@@ -86,7 +86,7 @@ def test_rolling_restarts_fail_nothing() -> None:
         num_repeated = proxy.total("wretr") + proxy.total("wredis")
     assert not callers.others
     assert num_repeated == 0, "or the proxy hides failures"
-    # The stream is on the stopped replica about every second time; its client opens it again.
+    # The stream began on a replica that is gone; its client opened it again.
     assert num_streaming > 1
     assert streamed == list(range(len(streamed)))
-    assert len(streamed) > 10 * ROUNDS
+    assert len(streamed) > 10

@@ -1,7 +1,6 @@
 """Traces and log lines of the real program.
 
-The receiver in `examples/` shows traces of both protocols through the proxy; a broken collector
-and a log that nobody reads stop nothing.
+The receiver in `examples/` shows traces of both protocols through the proxy.
 """
 
 import fcntl
@@ -13,15 +12,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import yaml
 
-from tests.end_to_end.client import over_grpc, over_rest
 from tests.end_to_end.conftest import RunService
 from tests.processes.callers import PROTOCOLS, Question, ask
 from tests.processes.front import BEHIND, Front
-from tests.processes.server import LIMIT_S, ROOT, Place, photo, start_server
-from tipserve_client import InvalidRequest
+from tests.processes.server import LIMIT_S, ROOT, Place, start_server
+from tipserve_client import Client
 
 TRACES = {"rest": "0af7651916cd43dd8448eb211c80319c", "grpc": "4bf92f3577b34da6a3ce929d0e0e4736"}
 CALLER = "b7ad6b7169203331"
@@ -74,6 +71,8 @@ def test_traces_come_through_the_proxy_and_are_shown_as_trees(tmp_path: Path) ->
         assert f"parent={CALLER}" in first
         assert [line.split()[0] for line in rest if line.startswith("    ")] == STAGES
     logged = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    answered = [record for record in logged if record["message"] == "answered"]
+    assert len({record["request_id"] for record in answered}) == len(PROTOCOLS)
     assert {record["trace_id"] for record in logged if "trace_id" in record} == {*TRACES.values()}
     page = (ROOT / "docs" / "tracing.md").read_text(encoding="utf-8")
     named = set(re.findall(r" ([a-z]+\.[a-z_.]+)=", shown))
@@ -81,46 +80,24 @@ def test_traces_come_through_the_proxy_and_are_shown_as_trees(tmp_path: Path) ->
     assert {name for name in named if f"`{name}`" not in page} == set()
 
 
-def test_the_log_is_json_with_request_ids_and_a_deaf_collector_delays_nothing(
+def test_a_deaf_collector_wild_bytes_and_a_log_that_is_not_read_stop_nothing(
     run_service: RunService, tmp_path: Path
 ) -> None:
+    """The pipe of the log holds one page and is not read; the log of these requests needs many."""
+    log = tmp_path / "log"
+    os.mkfifo(log)
+    pipe = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         collector = f"--otlp-endpoint=http://127.0.0.1:{deaf.getsockname()[1]}"
-        with run_service(collector, log=tmp_path / "log") as service:
-            over_rest(service, "embed_images", {"images": [photo()]})
-            with pytest.raises(InvalidRequest):
-                over_rest(service, "embed_images", {"images": [b"none"]})
-            over_grpc(service, "embed_texts", {"texts": ["dog"]})
+        # The exit status must be 0.
+        with run_service(collector, log=log) as service, Client(service.rest) as client:
             for name, wild in (("http", b"\x16\x03\x01 no HTTP\r\n\r\n"), ("grpc", b"GET / HTTP")):
                 address = ("127.0.0.1", service.ports[name])
                 with socket.create_connection(address) as connection:
                     connection.sendall(wild)
                     connection.shutdown(socket.SHUT_WR)
                     connection.recv(1000)
-    lines = service.log.read_text(encoding="utf-8").splitlines()
-    assert all(json.loads(line) for line in lines)
-    # REST logs after its answer, possibly after the next gRPC answer.
-    answered = sorted(service.records("answered"), key=lambda r: (r["method"], str(r["code"])))
-    assert [(r["method"], r["code"], r.get("error")) for r in answered] == [
-        ("POST /v1/images:embed", 200, None),
-        ("POST /v1/images:embed", 422, "invalid_image"),
-        ("tipserve.v1.EncoderService/EmbedTexts", "OK", None),
-    ]
-    assert len({r["request_id"] for r in answered}) == 3
-    assert {"admit_s", "decode_s", "queue_s", "run_s", "post_s"} <= set(answered[0])
-    assert service.records("stopped")
-
-
-def test_a_log_that_is_not_read_and_a_missing_collector_stop_nothing(
-    run_service: RunService, tmp_path: Path
-) -> None:
-    """The pipe holds one page and is not read; the log of these requests needs many."""
-    log = tmp_path / "log"
-    os.mkfifo(log)
-    pipe = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
-    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
-    # Nobody listens at the collector's port. The exit status must be 0.
-    with run_service("--otlp-endpoint=http://127.0.0.1:9", log=log) as service:
-        for _ in range(100):
-            over_rest(service, "embed_texts", {"texts": ["dog"]})
+            for _ in range(100):
+                client.embed_texts(["dog"])
     os.close(pipe)

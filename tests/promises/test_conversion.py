@@ -50,13 +50,20 @@ def test_a_converted_checkpoint_follows_the_published_protocol(
     cache = tmp_path / "cache"
     flags = ("--runtime=onnx", "--precision=fp32", f"--cache={cache}")
     masks: dict[str, Any] = {}
-    with start_server(f"--model=tiny={tiny_checkpoint}", *flags) as server:
+    model = f"--model=tiny={tiny_checkpoint}"
+    with start_server(model, *flags) as server:
         for url in (server.rest, f"grpc://{server.grpc}"):
             with Client(url) as client:
                 masks[url] = [found.labels for found in client.segment(images, CLASSES)]
                 vectors = client.embed_texts(["dog"], normalize=False)
                 np.testing.assert_allclose(vectors, dog_1D, atol=1e-4)
                 fast = client.segment(images[0], CLASSES, mode="whole")[0].labels
+        # Another process converts.
+        assert server.log.read_text().count("exporting the vision graph") == 1
+        assert "torch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
+    with start_server(model, *flags) as again, Client(again.rest) as client:
+        np.testing.assert_array_equal(client.embed_texts(["dog"], normalize=False), vectors)
+        assert "exporting the vision graph" not in again.log.read_text()
     (package,) = (cache / "packages").iterdir()
     file, output = tmp_path / "image.png", tmp_path / "mask.npy"
     file.write_bytes(images[0])

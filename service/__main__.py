@@ -23,7 +23,7 @@ def run() -> int:
         program = "tipserve serve"
     try:
         if arguments[:1] == ["worker"]:  # from `service.workers.supervisor`
-            place = WorkerPlace.from_text("".join(arguments[1:2]))
+            place = WorkerPlace.model_validate_json("".join(arguments[1:2]))
             del arguments[:2]
         settings = load_settings(arguments, os.environ, program)
     except ValidationError as error:

@@ -1,16 +1,13 @@
 """What the supervisor gives one worker process: ports, a share of every total, where to report."""
 
-import json
-from dataclasses import asdict, dataclass
-from typing import Self
+from pydantic import BaseModel
 
 from service.machine import available_cpus
 from service.settings import Settings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerPlace:
-    """The place of one worker among all.
+class WorkerPlace(BaseModel, frozen=True):
+    """The place of one worker among all, as JSON on its command line.
 
     Attributes:
         number: From 0.
@@ -26,15 +23,6 @@ class WorkerPlace:
     num_starting: int
     ports: dict[str, int]
     report_socket: str
-
-    def to_text(self) -> str:
-        """Write it for the worker's command line."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_text(cls, text: str) -> Self:
-        """Read `to_text`."""
-        return cls(**json.loads(text))
 
     def settings(self, whole: Settings) -> Settings:
         """The settings of this worker."""

@@ -261,7 +261,7 @@ class Supervisor:
             report_socket=f"\0tipserve-{secrets.token_hex(16)}",
         )
         process = await asyncio.create_subprocess_exec(
-            *self._command(place.to_text()),
+            *self._command(place.model_dump_json()),
             # Never written to: the worker ends when it closes, so also when this process dies.
             stdin=asyncio.subprocess.PIPE,
             # Ctrl-C must reach the supervisor only.

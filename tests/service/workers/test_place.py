@@ -33,6 +33,6 @@ def test_a_place_is_read_from_the_text_that_it_wrote() -> None:
         ports={"http": 1, "grpc": 2, "metrics": 3},
         report_socket="\0name",
     )
-    assert WorkerPlace.from_text(place.to_text()) == place
+    assert WorkerPlace.model_validate_json(place.model_dump_json()) == place
     own = place.settings(Settings(ports_file="file"))
     assert (own.http_port, own.grpc_port, own.ports_file) == (1, 2, None)

@@ -47,7 +47,6 @@ FAULT_CODES: Final = {
     "grpc": ("INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED"),
 }
 
-Depths = Callable[[], Mapping[str, int]]
 logger = logging.getLogger(__name__)
 # Series with creation times would double what is scraped.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -110,7 +109,7 @@ class CallMetrics:
         self,
         method: str,
         code: str,
-        seconds: float | None,
+        seconds: float,
         stages: Mapping[Stage, float],
         *,
         model: str = "",
@@ -121,7 +120,7 @@ class CallMetrics:
         Args:
             method: One of our routes or RPCs, or `other`; never a name that a caller made up.
             code: HTTP status or gRPC code, perhaps with a suffix.
-            seconds: From the request to its answer; None if gRPC answered without our code.
+            seconds: From the request to its answer.
             stages: Seconds by stage.
             model: Name of the served model; empty if the request reached none.
             trace_id: Makes the request an exemplar of its times.
@@ -129,16 +128,14 @@ class CallMetrics:
         exemplar = {"trace_id": trace_id} if trace_id else None
         protocol = "http" if code[0].isdigit() else "grpc"
         self._requests.labels(protocol, method, code).inc()
-        if model:
-            self._model_requests.labels(model, protocol, code).inc()
+        self._durations.labels(method).observe(seconds, exemplar)
         for stage, stage_s in stages.items():
             self._stages.labels(stage).observe(stage_s, exemplar)
-            if model:
+        if model:
+            self._model_requests.labels(model, protocol, code).inc()
+            self._model_durations.labels(model, protocol).observe(seconds, exemplar)
+            for stage, stage_s in stages.items():
                 self._model_stages.labels(model, stage).observe(stage_s, exemplar)
-        if seconds is not None:
-            self._durations.labels(method).observe(seconds, exemplar)
-            if model:
-                self._model_durations.labels(model, protocol).observe(seconds, exemplar)
 
 
 class ModelCounter:
@@ -266,7 +263,7 @@ class Metrics(Collector):
         """Begin all counts at zero."""
         self.registry = CollectorRegistry()
         self.calls = CallMetrics(self.registry)
-        self.queue_depths: Depths = dict
+        self.queue_depths: Callable[[], Mapping[str, int]] = dict
         self.models: Callable[[], Iterable[ModelInfo]] = tuple
         self.measures: Callable[[], Mapping[str, Mapping[str, Numbers]]] = dict
         self.num_dropped_lines: Callable[[], int] = int
@@ -275,29 +272,21 @@ class Metrics(Collector):
         self.rejected = self._counter("rejected", "Refused requests.", "reason")
         for reason in CAPACITY:
             self.rejected.labels(reason)
-        self.caller_requests = self._counter(
-            "caller_requests",
-            "Requests by the name of their API key or unnamed, accepted or beyond a limit of it.",
-            "caller",
-            "outcome",
-        )
-        self.abandoned = self._counter(
-            "abandoned", "Queued items that were never computed, as their caller left.", "reason"
-        )
+        text = "Requests by the name of their API key or unnamed, accepted or beyond a limit of it."
+        self.caller_requests = self._counter("caller_requests", text, "caller", "outcome")
+        text = "Queued items that were never computed, as their caller left."
+        self.abandoned = self._counter("abandoned", text, "reason")
         self.text_cache_hits = self._counter("text_cache_hits", "Prompts found in the cache.")
         self.text_cache_misses = self._counter("text_cache_misses", "Prompts that were computed.")
-        self.text_cache_coalesced = self._counter(
-            "text_cache_coalesced", "Prompts that another request was already computing."
-        )
+        text = "Prompts that another request was already computing."
+        self.text_cache_coalesced = self._counter("text_cache_coalesced", text)
         self.image_cache_hits = self._counter("image_cache_hits", "Images found in the cache.")
-        self.image_cache_misses = self._counter(
-            "image_cache_misses", "Images looked up in the cache and not found."
-        )
+        text = "Images looked up in the cache and not found."
+        self.image_cache_misses = self._counter("image_cache_misses", text)
         self.image_cache_bytes = self._gauge("image_cache_bytes", "Bytes of the cached images.")
         self.spans = self._counter("spans", "Spans sent to the collector or lost.", "outcome")
-        self.loop_lag = self._histogram(
-            "event_loop_lag_seconds", "Delay of an event loop's timers.", LAG_SECONDS, "loop"
-        )
+        text = "Delay of an event loop's timers."
+        self.loop_lag = self._histogram("event_loop_lag_seconds", text, LAG_SECONDS, "loop")
         # By event loop; a loop that stalls answers no request, also no health check.
         self.loops_turned_at: dict[str, float] = {}
         self._batch_images = self._histogram("batch_images", "Images of a batch.", ITEMS)
@@ -327,11 +316,8 @@ class Metrics(Collector):
 
     def record_first_ready(self) -> None:
         """Add the time of the first readiness; before it there is no such metric."""
-        gauge = self._gauge(
-            "first_ready_timestamp_seconds",
-            "Time of the first readiness, in seconds since the epoch.",
-        )
-        gauge.set_to_current_time()
+        text = "Time of the first readiness, in seconds since the epoch."
+        self._gauge("first_ready_timestamp_seconds", text).set_to_current_time()
 
     def watch_gpus(self) -> None:
         """Add the GPUs, where NVIDIA's management library and a driver are."""
@@ -397,23 +383,18 @@ async def watching_loop_lag(
 
     Every request on the loop waits for as long, besides its own work.
     """
-    observe = metrics.loop_lag.labels(name).observe
-    turned = metrics.loops_turned_at
+    observe, turned = metrics.loop_lag.labels(name).observe, metrics.loops_turned_at
 
     async def watch() -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + interval_s
-            await asyncio.sleep(interval_s)
-            observe(max(0.0, loop.time() - due))
             turned[name] = time.monotonic()
+            await asyncio.sleep(interval_s)
+            observe(max(0.0, time.monotonic() - turned[name] - interval_s))
 
-    turned[name] = time.monotonic()
     task = asyncio.ensure_future(watch())
     try:
         yield
     finally:
         task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-        del turned[name]
+        await asyncio.wait([task])
+        turned.pop(name, None)

@@ -5,6 +5,7 @@ import re
 import shutil
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -21,12 +22,13 @@ PIN = re.compile(
     r"^([\w.-]+)==([^ ;]+)( ; [^\\]+)? \\\n((?:    --hash=sha256:[0-9a-f]{64}.*\n)+)", re.M
 )
 LINUX = {"sys_platform": "linux", "python_version": "3.11", "python_full_version": "3.11.9"}
+WORKFLOWS = ROOT / ".github" / "workflows"
 LIMIT_S = 300.0
 
 
 def pins(path: Path, machine: str = "x86_64") -> dict[str, Version]:
     """Versions by name, of the lines for Linux and Python 3.11; all lines have hashes."""
-    text = path.read_text(encoding="utf-8")
+    text = text_of(path)
     found = PIN.findall(text)
     assert len(found) == len(re.findall(r"^\w", text, re.MULTILINE))
     environment = {**LINUX, "platform_machine": machine}
@@ -39,9 +41,13 @@ def text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def jobs_of(workflow: str) -> dict[str, Any]:
+    return dict(yaml.safe_load(text_of(WORKFLOWS / f"{workflow}.yml"))["jobs"])
+
+
 def wanted(extras: str) -> list[Requirement]:
     """The project's requirements with these extras, as far as the project names them."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads(text_of(ROOT / "pyproject.toml"))["project"]
     found, todo = list(map(Requirement, project["dependencies"])), extras.split(",")
     while todo:
         for one in map(Requirement, project["optional-dependencies"][todo.pop()]):
@@ -81,19 +87,16 @@ def test_the_workflows_have_no_fault_that_actionlint_knows() -> None:
 
 
 def test_actions_and_the_base_image_cannot_move() -> None:
-    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
-        used = re.findall(r"uses: (.*)", path.read_text(encoding="utf-8"))
+    for path in WORKFLOWS.glob("*.yml"):
+        used = re.findall(r"uses: (.*)", text_of(path))
         assert used
         assert [one for one in used if not re.fullmatch(r"\S+@[0-9a-f]{40} # v[\d.]+", one)] == []
-    (base,) = re.findall(r"^ARG BASE=(.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    (base,) = re.findall(r"^ARG BASE=(.*)$", text_of(ROOT / "Dockerfile"), re.MULTILINE)
     assert re.fullmatch(r"python:3\.11-slim@sha256:[0-9a-f]{64}", base)
 
 
 def test_known_faults_stop_a_release() -> None:
-    release, refresh = (
-        yaml.safe_load(text_of(ROOT / ".github" / "workflows" / f"{name}.yml"))["jobs"]
-        for name in ("release", "refresh")
-    )
+    release, refresh = jobs_of("release"), jobs_of("refresh")
     for steps in (release["tests"]["steps"], refresh["refresh"]["steps"]):
         assert "scripts/audit_requirements.sh" in [step.get("run") for step in steps]
     steps = release["images"]["steps"]
@@ -106,7 +109,7 @@ def test_known_faults_stop_a_release() -> None:
 
 
 def test_only_a_tag_is_published_and_only_after_all_tests() -> None:
-    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())
+    workflow = yaml.safe_load(text_of(WORKFLOWS / "release.yml"))
     # YAML reads `on` as true.
     assert workflow[True] == {"push": {"tags": ["v*"]}}
     jobs = workflow["jobs"]
@@ -136,12 +139,11 @@ def test_a_release_fills_every_address_in(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "clients" / "python"):
         project = tomllib.loads(text_of(folder / "pyproject.toml"))["project"]
         assert project["urls"]["Repository"] == address
-    workflow = text_of(ROOT / ".github" / "workflows" / "release.yml")
+    workflow = text_of(WORKFLOWS / "release.yml")
     assert workflow.index("scripts/fill_addresses.sh") < workflow.index("scripts/build_wheels.sh")
 
 
 def test_images_have_the_projects_version_and_the_manifests_tags() -> None:
-    text = (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
     names = {"REGISTRY": "registry.example.org/us", "GITHUB_REF_TYPE": "tag"}
 
     def name(suffix: str, tag: str, **others: str) -> tuple[int, str, str]:
@@ -150,7 +152,7 @@ def test_images_have_the_projects_version_and_the_manifests_tags() -> None:
         return ended.returncode, ended.stdout, ended.stderr
 
     tags = set()
-    for image in yaml.safe_load(text)["jobs"]["images"]["strategy"]["matrix"]["include"]:
+    for image in jobs_of("release")["images"]["strategy"]["matrix"]["include"]:
         status, printed, error = name(image["suffix"], "v0.1.0")
         assert status == 0, error
         given = dict(line.split("=", 1) for line in printed.splitlines())
@@ -161,7 +163,7 @@ def test_images_have_the_projects_version_and_the_manifests_tags() -> None:
     used = {
         image
         for path in DEPLOY.rglob("*.yaml")
-        for image in re.findall(r"image: (tipserve:\S+)", path.read_text(encoding="utf-8"))
+        for image in re.findall(r"image: (tipserve:\S+)", text_of(path))
     }
     assert used <= tags
     *ended, error = name("", "v0.2.0")

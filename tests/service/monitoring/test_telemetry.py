@@ -40,6 +40,8 @@ def test_a_call_is_counted_and_if_not_quiet_traced(metrics: Metrics, is_quiet: b
         assert call.deadline == pytest.approx(call.started + 5.0)
         call.model = "tiny"
         call.wait("run", 0.25)
+        for first_s, last_s in ((0.25, 0.75), (0.5, 1.0), (0.5, 0.75)):  # of several images
+            call.record("decode", call.started + first_s, call.started + last_s)
         call.error = "internal"
         telemetry.end(call, "POST /x", 500, is_fault=True, is_quiet=is_quiet)
 
@@ -55,14 +57,16 @@ def test_a_call_is_counted_and_if_not_quiet_traced(metrics: Metrics, is_quiet: b
     assert sample("tipserve_model_request_duration_seconds_count", of_model) == 1
     assert sample("tipserve_model_stage_duration_seconds_sum", {**model, "stage": "run"}) == 0.25
     assert f'method="POST /x"}} 1.0 # {{trace_id="{TRACE_ID}"}}' in exposed(metrics)
-    spans = exporter.get_finished_spans()
-    assert len(spans) == (0 if is_quiet else 1)
-    for span in spans:
-        total_s = sample("tipserve_request_duration_seconds_sum", {"method": "POST /x"})
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    assert spans.keys() == (set() if is_quiet else {"POST /x", "decode"})
+    total_s = sample("tipserve_request_duration_seconds_sum", {"method": "POST /x"})
+    for name, span in spans.items():
+        expected_s = 0.75 if name == "decode" else total_s
         assert span.start_time is not None
         assert span.end_time is not None
-        assert total_s == pytest.approx(1e-9 * (span.end_time - span.start_time), abs=1e-6)
-        assert (span.attributes or {})["error.type"] == "internal"
+        assert expected_s == pytest.approx(1e-9 * (span.end_time - span.start_time), abs=1e-6)
+        error = None if name == "decode" else "internal"
+        assert (span.attributes or {}).get("error.type") == error
 
 
 @pytest.mark.parametrize(

@@ -38,10 +38,10 @@ from service.messages import (
     EmbedTextsRequest,
     EmbedTextsResponse,
     EstimateMapsRequest,
-    EstimateMapsResponse,
     FloatArray,
     ImageOutput,
     ImagesRequest,
+    MapsResponse,
     MaskSize,
     ModelInfo,
     RequestLimits,
@@ -49,7 +49,6 @@ from service.messages import (
     SegmentImagesRequest,
     SegmentImagesResponse,
     VisualizeFeaturesRequest,
-    VisualizeFeaturesResponse,
 )
 from service.models.heads import HeadRequest, names_head, names_own_labels, with_own_labels
 from service.models.image_cache import EncodedImage
@@ -419,7 +418,7 @@ class DataPlane:
 
     async def visualize_features(
         self, request: VisualizeFeaturesRequest, call: Call
-    ) -> VisualizeFeaturesResponse:
+    ) -> MapsResponse:
         """Patch embeddings of every image as colors, as one component, or as groups."""
         with self._serving(request, call) as model:
             check_images(request.images, self.limits)
@@ -428,11 +427,9 @@ class DataPlane:
             job, _ = await self._encode(request, model, call, outputs=(features,))
             with call.stage("post"):
                 maps = await self._draw_features(request, model, job.encoded(), features)
-        return VisualizeFeaturesResponse(
-            model=model.manifest.name, maps=tuple(maps), errors=job.errors
-        )
+        return MapsResponse(model=model.manifest.name, maps=tuple(maps), errors=job.errors)
 
-    async def estimate_maps(self, request: EstimateMapsRequest, call: Call) -> EstimateMapsResponse:
+    async def estimate_maps(self, request: EstimateMapsRequest, call: Call) -> MapsResponse:
         """A dense head's value for every pixel: depth in metres, or the surface normal."""
         task, is_scaled = request.task, request.size == "image"
         with self._serving(request, call) as model:
@@ -444,7 +441,7 @@ class DataPlane:
                     self.offload(partial(make_map, task, raw, image.size_hw if is_scaled else None))
                     for raw, image in ((e.outputs[task], e) for e in job.encoded())
                 )
-        return EstimateMapsResponse(model=model.manifest.name, maps=tuple(maps), errors=job.errors)
+        return MapsResponse(model=model.manifest.name, maps=tuple(maps), errors=job.errors)
 
     @contextmanager
     def _serving(

@@ -361,10 +361,15 @@ class EstimateMapsRequest(ImagesRequest):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EstimateMapsResponse(ListResponse):
-    """One map per image without an error: depth in metres [H, W], or unit normals [H, W, 3]."""
+class MapsResponse(ListResponse):
+    """One map per image without an error, in the order of the request.
 
-    maps: tuple[FloatArray, ...]
+    Depth is in metres, float32 [H, W]; normals have unit length, float32 [H, W, 3]. Of features,
+    colours are float32 [H, W, 3] and components float32 [H, W], from 0 to 1; groups are uint16
+    [H, W], from 1.
+    """
+
+    maps: tuple[NDArray[Any], ...]
 
 
 MAX_IMAGES: Final = 32
@@ -528,14 +533,3 @@ class VisualizeFeaturesRequest(ImagesRequest):
     group_count: Annotated[int | None, Within(2, 20)] = None
     seed: Annotated[int | None, Within(0, 2**31 - 1)] = None
     size: MapSize = "image"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VisualizeFeaturesResponse(ListResponse):
-    """One map per image without an error, in the order of the request.
-
-    Colours are float32 [H, W, 3] and components float32 [H, W], from 0 to 1; groups are uint16
-    [H, W], from 1.
-    """
-
-    maps: tuple[NDArray[Any], ...]

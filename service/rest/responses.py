@@ -28,13 +28,12 @@ from service.messages import (
     ClassifyImagesResponse,
     EmbedImagesResponse,
     EmbedTextsResponse,
-    EstimateMapsResponse,
     FloatArray,
     ItemErrors,
     ListResponse,
+    MapsResponse,
     Segmentation,
     SegmentImagesResponse,
-    VisualizeFeaturesResponse,
 )
 from service.outputs.colours import MAX_PALETTE_CLASSES, class_color
 from service.outputs.features import encode_view_png
@@ -501,7 +500,7 @@ def _groups(labels_HW: NDArray[Any]) -> list[dict[str, Any]]:
 
 
 # Visualized features.
-FEATURES: Final = ResponseWriter[VisualizeFeaturesResponse, VisualizeFeaturesBody](
+FEATURES: Final = ResponseWriter[MapsResponse, VisualizeFeaturesBody](
     items=lambda answer, options, media: [
         (
             _size(array) | ({"groups": _groups(array)} if options.kind == "groups" else {}),
@@ -520,7 +519,7 @@ def _map_png(array: FloatArray, options: MapBody) -> bytes:
 
 
 # Depth, or surface normals.
-MAPS: Final = ResponseWriter[EstimateMapsResponse, MapBody](
+MAPS: Final = ResponseWriter[MapsResponse, MapBody](
     items=lambda answer, options, media: [
         (_size(array), {options.task: array}) for array in answer.maps
     ],

@@ -20,8 +20,8 @@ RESPONSES = {
     "embed": "EmbedImagesResponse",
     "segment": "SegmentImagesResponse",
     "classify": "ClassifyImagesResponse",
-    "features": "VisualizeFeaturesResponse",
-    "depth": "EstimateMapsResponse",
+    "features": "MapsResponse",
+    "depth": "MapsResponse",
     "infer": "EmbedImagesResponse",
 }
 EVERY_ROUTE = pytest.mark.parametrize("route", RESPONSES)

@@ -112,7 +112,7 @@ def from_base64(body: dict[str, Any]) -> NDArray[Any]:
 
 
 def mapped(array: NDArray[Any]) -> Any:
-    return messages.EstimateMapsResponse(model="m", maps=(array,))
+    return messages.MapsResponse(model="m", maps=(array,))
 
 
 TURNED = noise((4, 6)).T  # not in row-major order
@@ -130,7 +130,7 @@ GROUPS = np.random.default_rng(0).integers(1, 4, (4, 6)).astype(np.uint16)
         (MASKS, MASK_ANSWER, "labels", LABELS),
         (DEPTH, mapped(HALVES.astype("f4")), "depth", HALVES.astype("f4")),
         (NORMALS, mapped(noise((4, 6, 3))), "normals", noise((4, 6, 3))),
-        (VIEWS, messages.VisualizeFeaturesResponse(model="m", maps=(GROUPS,)), "features", GROUPS),
+        (VIEWS, messages.MapsResponse(model="m", maps=(GROUPS,)), "features", GROUPS),
         (MASKS, dataclasses.replace(MASK_ANSWER, segmentations=(SCORED,)), "cosines", COSINES),
     ],
 )

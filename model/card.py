@@ -18,14 +18,8 @@ PARITY_TEXT: Final = (
     "that exceeds the limits of its precision is not chosen by default."
 )
 PARITY_HEADER: Final = (
-    "file",
-    "run by",
-    "precision",
-    "largest difference",
-    "cosine CLS",
-    "cosine patches",
-    "masks",
-    "passes",
+    *("file", "run by", "precision", "largest difference", "cosine CLS", "cosine patches"),
+    *("masks", "passes"),
 )
 
 

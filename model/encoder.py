@@ -8,7 +8,8 @@ Shapes: B batch, N patches, L tokens, D embedding width, H W pixels.
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -167,9 +168,7 @@ class Tipsv2Encoder(Encoder):
         settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         # Typed for loading from a folder.
         build: Any = Tipsv2Model.from_pretrained
-        had_bar = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        try:
+        with quiet_transformers():
             model, report = build(
                 None,
                 config=Tipsv2Config.from_dict(without_implementations(settings)),
@@ -178,9 +177,6 @@ class Tipsv2Encoder(Encoder):
                 attn_implementation="sdpa",
                 output_loading_info=True,
             )
-        finally:
-            if had_bar:
-                logging.enable_progress_bar()
         if report["missing_keys"]:
             raise EncoderError(
                 f"{folder} lacks weights: {sorted(report['missing_keys'])}; save the whole "
@@ -260,6 +256,20 @@ def read_tokenizer(folder: Path) -> Tipsv2Tokenizer:
     if normalizer is not None and normalizer.normalize_str("A") == "a":
         tokenizer.backend_tokenizer.normalizer = normalizer
     return tokenizer
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Hide progress bars and warnings of transformers; our errors report the same problems."""
+    had_bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if had_bars:
+            logging.enable_progress_bar()
 
 
 def without_implementations(settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """A checkpoint in memory, and what all of its readers do: load every tensor, refuse pickles."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -16,9 +15,8 @@ from transformers import (
     Tipsv2Model,
     Tipsv2Tokenizer,
 )
-from transformers.utils import logging
 
-from model.encoder import Tipsv2Encoder
+from model.encoder import Tipsv2Encoder, quiet_transformers
 from model.package import PICKLES, sha256
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -105,7 +103,7 @@ def load_weights(
     # transformers' types lack the tuple that `output_loading_info` returns.
     from_pretrained: Any = kind.from_pretrained
     try:
-        with _quiet():
+        with quiet_transformers():
             model, found = from_pretrained(
                 source if isinstance(source, Path) else None,
                 state_dict=None if isinstance(source, Path) else dict(source),
@@ -136,17 +134,3 @@ def _error(path: Path, what: str) -> CheckpointError:
     return CheckpointError(
         f"{path} {what}: use the files as they were released, or save the model again"
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide progress bars and warnings of transformers; our errors report the same problems."""
-    had_bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if had_bars:
-            logging.enable_progress_bar()

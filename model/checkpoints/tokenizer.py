@@ -96,12 +96,12 @@ def read_sentencepiece(path: Path) -> Tipsv2Tokenizer:
         "has a piece twice": len({piece.piece for piece in pieces}) < len(pieces),
         "has no piece for unknown text": trained.unk_id not in range(len(pieces)),
     }
-    for difference, is_so in differences.items():
-        if is_so:
-            raise CheckpointError(
-                f"{path} {difference}, so transformers' TIPSv2 tokenizer cannot give its ids; "
-                "use the tokenizer.model of the release"
-            )
+    if any(differences.values()):
+        found = next(text for text, is_so in differences.items() if is_so)
+        raise CheckpointError(
+            f"{path} {found}, so transformers' TIPSv2 tokenizer cannot give its ids; use the "
+            "tokenizer.model of the release"
+        )
     try:
         tokenizer = Tipsv2Tokenizer(
             vocab={piece.piece: index for index, piece in enumerate(pieces)},

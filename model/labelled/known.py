@@ -139,9 +139,8 @@ def _imagenet(folder: Path) -> LabelledSet:
     solution = folder / "LOC_val_solution.csv"
     if solution.is_file():
         with solution.open(encoding="utf-8", newline="") as table:
-            wnids = {
-                row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(table)
-            }
+            rows = list(csv.DictReader(table))
+        wnids = {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
         place = folder / "ILSVRC" / "Data" / "CLS-LOC" / "val"
         images = images_below(place if place.is_dir() else folder / "val")
         found = [(path, wnids.get(path.stem, "")) for path in images]

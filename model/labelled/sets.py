@@ -418,26 +418,22 @@ def read_split(folder: Path) -> Split[LabelledSet]:
 
 def read_instances(folder: Path) -> InstanceSet:
     """A folder of images for each thing, below `query` and `index` or without them."""
-    name = folder.resolve().name
     parts = [part for part in ("query", "index") if (folder / part).is_dir()]
-    if not parts:
-        index = read_classes(folder)
-        found = own_queries(index.labels)
-        if not found:
-            raise SetError(f"{folder}: no thing has two images, so there is nothing to find.")
-        return InstanceSet(name=name, images=index.images, things=index.labels, queries=found)
     if len(parts) == 1:
         raise SetError(f"{folder} has {parts[0]}/ only; it needs query/ and index/, or neither.")
-    queries, index = read_classes(folder / "query"), read_classes(folder / "index")
-    missing = sorted(set(queries.names) - set(index.names))
-    if missing:
-        raise SetError(f"{folder}: {missing[0]!r} of query/ is not in index/.")
-    label_of = {one: label for label, one in enumerate(index.names)}
-    found = [
-        Query(place, (label_of[queries.names[label]],))
-        for place, label in enumerate(queries.labels, start=len(index.images))
-    ]
-    images = [*index.images, *queries.images]
+    index = read_classes(folder / "index" if parts else folder)
+    images, found = list(index.images), list[Query]()
+    if parts:
+        queries = read_classes(folder / "query")
+        missing = sorted(set(queries.names) - set(index.names))
+        if missing:
+            raise SetError(f"{folder}: {missing[0]!r} of query/ is not in index/.")
+        things = [index.names.index(queries.names[label]) for label in queries.labels]
+        found = [Query(place, (thing,)) for place, thing in enumerate(things, start=len(images))]
+        images += queries.images
+    elif not (found := own_queries(index.labels)):
+        raise SetError(f"{folder}: no thing has two images, so there is nothing to find.")
+    name = folder.resolve().name
     return InstanceSet(name=name, images=images, things=index.labels, queries=found)
 
 

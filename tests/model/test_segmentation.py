@@ -171,13 +171,6 @@ def test_several_classes_are_averaged_like_one(seed: int, sizes: list[int]) -> N
     np.testing.assert_allclose(averaged_KD, one_by_one, atol=1e-6)
 
 
-def test_cosines_keep_the_places_of_their_patches() -> None:
-    patches_ND, classes_KD = noise(0, 6, 4), noise(1, 2, 4)
-    patch, text = patches_ND[1 * 3 + 2], classes_KD[1]
-    expected = patch @ text / np.linalg.norm(patch) / np.linalg.norm(text)
-    assert cosine_map(patches_ND, classes_KD, (2, 3))[1, 1, 2] == pytest.approx(expected, abs=1e-6)
-
-
 @pytest.mark.parametrize(
     ("features", "classes", "size_hw", "complaint"),
     [

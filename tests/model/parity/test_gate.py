@@ -13,11 +13,11 @@ from model.encoder import Tipsv2Encoder
 from model.graphs import TEXT_FILE, VISION_FILE, DenseTask, Precision, graph_file
 from model.manifest import FileEntry, ParityEntry, ParityLimits
 from model.package import ModelPackage
-from model.parity import gate as proof
+from model.parity import gate
 from model.parity.gate import plan_proofs, prove_package, require, run_reference
 from model.parity.measure import ParityError, Reference, measure
 from model.runtime.base import Runtime, VisionOutput
-from model.runtime.choice import Machine
+from model.runtime.choice import Machine, RuntimeChoice
 from model.runtime.loaded_graphs import LoadedGraph
 from model.runtime.machine import Hardware, InstalledLibraries
 from tests.model.parity.conftest import Altered
@@ -208,66 +208,44 @@ def test_every_backend_is_compared_float32_first_and_each_graph_once(
     assert [p.choice.precision for p in proofs if p.is_hint] == ["bf16"]
 
 
-def only_tasks(*tasks: DenseTask) -> Reference:
-    """A reference for a replaced `measure`."""
-    return cast("Reference", SimpleNamespace(tasks=frozenset(tasks)))
-
-
-def entry_of(graph: LoadedGraph, runtime: Runtime, difference: float = 0.0) -> ParityEntry:
-    return ParityEntry(
-        file=graph.file,
-        runtime=runtime.name,
-        precision=graph.precision,
-        reference="torch",
-        sizes=[(1, 56, 56)],
-        max_abs_diff=difference,
-        limits=ParityLimits(max_abs_diff=0.5),
-    )
-
-
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> set[Precision]:
-    """Precisions in which every graph fails; nothing is computed."""
+    """Precisions in which every graph fails, on a CPU with bf16; nothing is computed."""
     precisions: set[Precision] = set()
 
     def measure(_: Reference, runtime: Runtime, graph: LoadedGraph, **__: object) -> ParityEntry:
-        return entry_of(graph, runtime, float(graph.precision in precisions))
+        return ParityEntry(
+            file=graph.file,
+            runtime=runtime.name,
+            precision=graph.precision,
+            reference="torch",
+            sizes=[(1, 56, 56)],
+            max_abs_diff=float(graph.precision in precisions),
+            limits=ParityLimits(max_abs_diff=0.5),
+        )
 
-    monkeypatch.setattr(proof, "measure", measure)
+    def load(_: ModelPackage, choice: RuntimeChoice, *__: object) -> Any:
+        return SimpleNamespace(name=choice.runtime, close=lambda: None)
+
+    monkeypatch.setattr(gate, "measure", measure)
+    monkeypatch.setattr(gate, "load_chosen", load)
+    monkeypatch.setattr(gate, "this_hardware", lambda: HAS_BF16)
     return precisions
 
 
-def test_a_failed_graph_stops_the_export(
+def test_a_failed_graph_stops_the_export_but_a_hint_and_one_that_may_fail_are_recorded(
     tiny_package: ModelPackage, failing: set[Precision]
 ) -> None:
-    failing.add("fp32")
+    package, towers = with_graphs(tiny_package, "fp16"), SimpleNamespace(tasks=frozenset())
+    reference = cast("Reference", towers)
+    failing |= {"fp16", "bf16", "fp32"}
     with pytest.raises(ParityError, match=r"vision_model\.onnx on onnx in fp32.*is 1, .*Nothing"):
-        prove_package(tiny_package, only_tasks())
-
-
-def test_a_graph_that_may_fail_and_a_hint_are_recorded_and_reported(
-    tiny_package: ModelPackage, failing: set[Precision], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(proof, "this_hardware", lambda: HAS_BF16)
-    monkeypatch.setattr(proof, "load_chosen", lambda _, choice, *__, **___: _Named(choice.runtime))
-    package = with_graphs(tiny_package, "fp16")
-    failing |= {"fp16", "bf16"}
+        prove_package(package, reference)
+    failing.remove("fp32")
     with pytest.raises(ParityError, match="in fp16"):
-        prove_package(package, only_tasks())
+        prove_package(package, reference)
     reported: list[str] = []
     may_fail: tuple[Precision, ...] = ("fp16",)
-    entries = prove_package(package, only_tasks(), may_fail=may_fail, progress=reported.append)
+    entries = prove_package(package, reference, may_fail=may_fail, progress=reported.append)
     assert {entry.precision for entry in entries if not entry.passed} == {"fp16", "bf16"}
     assert [text for text in reported if text.startswith("not to be used: onnx/vision_model.")]
-
-
-class _Named:
-    """A runtime that computes nothing."""
-
-    tasks = ()
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def close(self) -> None:
-        pass

@@ -15,6 +15,7 @@ from service.grpc.generated import open_inference_pb2 as pb
 from service.grpc.generated.open_inference_pb2_grpc import GRPCInferenceServiceServicer
 from service.messages import ModelInfo, RequestLimits
 from service.models.registry import ModelRepository, managed_repository
+from service.open_inference import metadata
 from service.open_inference.inference import (
     InferAnswer,
     InferRequest,
@@ -22,16 +23,6 @@ from service.open_inference.inference import (
     Parameters,
     infer,
     read_parameters,
-)
-from service.open_inference.metadata import (
-    VERSION,
-    Document,
-    find_model,
-    model_config,
-    model_metadata,
-    repository_index,
-    server_metadata,
-    statistics,
 )
 from service.open_inference.tensors import InputTensor, TensorHead, read_tensor
 
@@ -42,7 +33,8 @@ REST_PARAMETERS: Final = {"binary_data", "binary_data_size"}
 
 
 def _handler(
-    response: Callable[[], Message], describe: Callable[["InferenceServicer", Any], Document]
+    response: Callable[[], Message],
+    describe: Callable[["InferenceServicer", Any], metadata.Document],
 ) -> Callable[[Any, Any, Any], Coroutine[Any, Any, Any]]:
     """An RPC that answers with a document; its names are those of the response's fields."""
 
@@ -82,21 +74,22 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     )
     ServerMetadata = _handler(
         pb.ServerMetadataResponse,
-        lambda self, _: server_metadata(is_managed=self._repository is not None),
+        lambda self, _: metadata.server_metadata(is_managed=self._repository is not None),
     )
     ModelMetadata = _handler(
-        pb.ModelMetadataResponse, lambda self, asked: model_metadata(self._find(asked))
+        pb.ModelMetadataResponse, lambda self, asked: metadata.model_metadata(self._find(asked))
     )
     ModelConfig = _handler(
-        pb.ModelConfigResponse, lambda self, asked: {"config": model_config(self._find(asked))}
+        pb.ModelConfigResponse,
+        lambda self, asked: {"config": metadata.model_config(self._find(asked))},
     )
     ModelStatistics = _handler(
         pb.ModelStatisticsResponse,
-        lambda self, asked: statistics(self._plane, asked.name, asked.version),
+        lambda self, asked: metadata.statistics(self._plane, asked.name, asked.version),
     )
 
     def _find(self, asked: Any) -> ModelInfo:
-        return find_model(self._plane, asked.name, asked.version)
+        return metadata.find_model(self._plane, asked.name, asked.version)
 
     async def ModelInfer(  # noqa: N802 - named by the contract, as all below
         self, request: pb.ModelInferRequest, context: Any
@@ -121,7 +114,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         """Every model that is served, was served, or is in the model repository."""
         refuse_unknown_fields(request)
         states = await self._plane.offload(managed_repository(self._repository).index)
-        entries = repository_index(states, only_ready=request.ready)
+        entries = metadata.repository_index(states, only_ready=request.ready)
         return ParseDict({"models": entries}, pb.RepositoryIndexResponse())
 
     async def RepositoryModelLoad(  # noqa: N802
@@ -225,7 +218,7 @@ def from_infer(answer: InferAnswer, request_id: str) -> pb.ModelInferResponse:
     arrays = answer.outputs.items()
     return pb.ModelInferResponse(
         model_name=answer.model,
-        model_version=VERSION,
+        model_version=metadata.VERSION,
         id=request_id,
         outputs=[tensor(name=n, datatype="FP32", shape=array.shape) for n, array in arrays],
         raw_output_contents=[array.astype("<f4", copy=False).tobytes() for _, array in arrays],

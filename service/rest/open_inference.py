@@ -16,22 +16,13 @@ from service.data_plane import DataPlane
 from service.errors import InvalidRequest
 from service.messages import ModelInfo, RequestLimits
 from service.models.registry import ModelRepository, managed_repository
+from service.open_inference import metadata
 from service.open_inference.inference import (
     InferAnswer,
     InferRequest,
     LoadParameters,
     Parameters,
     infer,
-)
-from service.open_inference.metadata import (
-    VERSION,
-    Document,
-    find_model,
-    model_config,
-    model_metadata,
-    repository_index,
-    server_metadata,
-    statistics,
 )
 from service.open_inference.tensors import IMAGE, INPUTS, InputTensor, TensorHead, read_tensor
 from service.rest.inputs import (
@@ -151,34 +142,39 @@ INFER: Final = json_route(
 def build_inference_router(plane: DataPlane, *, is_managed: bool) -> APIRouter:
     """All routes of the protocol except health and the model repository."""
     router = APIRouter(tags=["open inference protocol"])
-    metadata = server_metadata(is_managed=is_managed)
+    server = metadata.server_metadata(is_managed=is_managed)
 
     @router.get("/v2", responses=V2_ERRORS)
-    async def get_server() -> Document:
+    async def get_server() -> metadata.Document:
         """The server's name, version and protocol extensions."""
-        return metadata
+        return server
 
     # Added before the routes of a model, which would take it as the model `stats`.
     @router.get("/v2/models/stats", responses=V2_ERRORS)
-    async def all_statistics() -> Document:
+    async def all_statistics() -> metadata.Document:
         """Statistics of all models since they were loaded."""
-        return statistics(plane)
+        return metadata.statistics(plane)
 
-    def ready(info: ModelInfo) -> Document:
+    def ready(info: ModelInfo) -> metadata.Document:
         plane.check_model_ready(info.manifest.name)
         return {"name": info.manifest.name, "ready": True}
 
-    def stats(info: ModelInfo) -> Document:
-        return statistics(plane, info.manifest.name)
+    def stats(info: ModelInfo) -> metadata.Document:
+        return metadata.statistics(plane, info.manifest.name)
 
     for suffix, answer, text in (
-        ("", model_metadata, "Inputs and outputs of a model."),
-        ("/config", model_config, "A model's configuration, as Triton shows it."),
+        ("", metadata.model_metadata, "Inputs and outputs of a model."),
+        ("/config", metadata.model_config, "A model's configuration, as Triton shows it."),
         ("/ready", ready, "Readiness of a model: 200, or the error that its requests would get."),
         ("/stats", stats, "Statistics of one model since it was loaded."),
     ):
         described: dict[str, Any] = {"responses": V2_ERRORS, "description": text}
-        _add_get(router, suffix, lambda *model, a=answer: a(find_model(plane, *model)), described)
+        _add_get(
+            router,
+            suffix,
+            lambda *model, a=answer: a(metadata.find_model(plane, *model)),
+            described,
+        )
     _add_infer(router, plane)
     return router
 
@@ -186,18 +182,18 @@ def build_inference_router(plane: DataPlane, *, is_managed: bool) -> APIRouter:
 def _add_get(
     router: APIRouter,
     suffix: str,
-    answer: Callable[[str, str], Document],
+    answer: Callable[[str, str], metadata.Document],
     described: dict[str, Any],
 ) -> None:
     """Add a route of a model twice: with and without the model's version."""
     name = suffix[1:] or "metadata"
 
     @router.get(MODEL + suffix, name=f"model_{name}", **described)
-    async def one(model: str) -> Document:
+    async def one(model: str) -> metadata.Document:
         return answer(model, "")
 
     @router.get(VERSIONED + suffix, name=f"version_{name}", **described)
-    async def versioned(model: str, version: str) -> Document:
+    async def versioned(model: str, version: str) -> metadata.Document:
         return answer(model, version)
 
 
@@ -339,7 +335,7 @@ def write_infer(
             blobs.append(little.data.cast("B"))
         else:
             outputs.append(head | {"data": little.reshape(-1)})
-    document: dict[str, Any] = {"model_name": answer.model, "model_version": VERSION}
+    document: dict[str, Any] = {"model_name": answer.model, "model_version": metadata.VERSION}
     if request_id is not None:
         document["id"] = request_id
     content = dump(document | {"outputs": outputs})
@@ -364,12 +360,12 @@ def build_repository_router(plane: DataPlane, repository: ModelRepository | None
         return await plane.offload(partial(parse_json, raw, schema, plane.limits))
 
     @router.post("/index", **described(IndexBody))
-    async def list_repository(request: Request) -> list[Document]:
+    async def list_repository(request: Request) -> list[metadata.Document]:
         """All models that are or were served, or have a folder in the model repository."""
         managed = managed_repository(repository)
         body = await read(request, IndexBody)
         states = await plane.offload(managed.index)
-        return repository_index(states, only_ready=body.ready)
+        return metadata.repository_index(states, only_ready=body.ready)
 
     @router.post("/models/{name}/load", response_class=Response, **described(LoadBody))
     async def load_model(request: Request, name: str) -> Response:

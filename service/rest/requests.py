@@ -19,35 +19,10 @@ from pydantic import (
 from model.dense_maps import MapTask
 from model.graphs import DENSE_TASKS
 from model.preprocess import Fit
-from service.messages import (
-    IMAGE_OUTPUTS,
-    TEXT_TEMPLATES,
-    ClassExample,
-    ClassifyImagesRequest,
-    EmbedImagesRequest,
-    EmbedTextsRequest,
-    EstimateMapsRequest,
-    FeatureKind,
-    Features,
-    FeatureScope,
-    GlobalFeatures,
-    MapSize,
-    MaskSize,
-    MaybeEncoded,
-    PromptPool,
-    RunLengths,
-    SegmentBackground,
-    SegmentClass,
-    SegmentImagesRequest,
-    SegmentMode,
-    SegmentQuality,
-    TemplateSet,
-    VectorType,
-    VisualizeFeaturesRequest,
-)
+from service import messages
 from service.schema import Schema
 
-ImageInputs = tuple[MaybeEncoded, ...]
+ImageInputs = tuple[messages.MaybeEncoded, ...]
 Encoding = Literal["list", "base64"]
 MaskFormat = Literal["mask", "labels", "overlay", "heatmap", "rle", "rle_counts", "polygons"]
 DepthFormat = Literal["millimetres", "colors"]
@@ -102,7 +77,7 @@ class ClassBody(Schema):
     """Name in the answer."""
     prompts: Strings = Field(default=[])
     """Texts for this class, pooled. Default: the name."""
-    pool: PromptPool = "mean"
+    pool: messages.PromptPool = "mean"
     """`mean`: pixels and images are compared with the mean of the prompts. `max`: with each prompt,
     and the best one counts; for words with different kinds, such as dog."""
     examples: list[ExampleBody] = Field(default=[], fail_fast=True)
@@ -124,7 +99,7 @@ NamedClass = Annotated[
 NamedClasses = Annotated[list[NamedClass], Field(fail_fast=True)]
 Templates = Annotated[
     Annotated[
-        Annotated[TemplateSet, Tag(SET_TAG)] | Annotated[Strings, Tag(OWN_TAG)],
+        Annotated[messages.TemplateSet, Tag(SET_TAG)] | Annotated[Strings, Tag(OWN_TAG)],
         Discriminator(lambda value: SET_TAG if isinstance(value, str) else OWN_TAG),
     ],
     BeforeValidator(_unwrap_template_set),
@@ -137,7 +112,7 @@ FitField = Annotated[
 ]
 NormalizeField = Annotated[bool, Field(description="Scale every embedding to unit length.")]
 VectorTypeField = Annotated[
-    VectorType,
+    messages.VectorType,
     Field(
         description="Type of the numbers: `float32`, `float16`, or `int8` with a scale for each "
         "vector (its greatest magnitude over 127); multiply the elements by it."
@@ -155,12 +130,12 @@ def _read_scores(value: object, handler: Callable[[object], object]) -> object:
 IncludeScores = Annotated[bool | Literal["all"], WrapValidator(_read_scores)]
 
 
-def to_classes(classes: list[str | ClassBody]) -> tuple[SegmentClass, ...]:
+def to_classes(classes: list[str | ClassBody]) -> tuple[messages.SegmentClass, ...]:
     """Classes for the data plane."""
     return tuple(
-        SegmentClass(name=one)
+        messages.SegmentClass(name=one)
         if isinstance(one, str)
-        else SegmentClass(
+        else messages.SegmentClass(
             name=one.name,
             prompts=tuple(one.prompts),
             pool=one.pool,
@@ -170,10 +145,10 @@ def to_classes(classes: list[str | ClassBody]) -> tuple[SegmentClass, ...]:
     )
 
 
-def _to_example(body: ExampleBody) -> ClassExample:
+def _to_example(body: ExampleBody) -> messages.ClassExample:
     mask = body.mask
-    runs = None if mask is None else RunLengths(size_hw=mask.size, counts=mask.counts)
-    return ClassExample(image=body.image, point=body.point, box=body.box, mask=runs)
+    runs = None if mask is None else messages.RunLengths(size_hw=mask.size, counts=mask.counts)
+    return messages.ClassExample(image=body.image, point=body.point, box=body.box, mask=runs)
 
 
 class Options(Schema):
@@ -225,24 +200,26 @@ class ImageBody(Options):
 class EmbedImagesBody(ImageBody):
     """Images to embed."""
 
-    message_type = EmbedImagesRequest
+    message_type = messages.EmbedImagesRequest
     comma_lists = frozenset({"outputs"})
 
     outputs: Strings = Field(
-        default=list(EmbedImagesRequest.outputs),
-        json_schema_extra={"items": {"type": "string", "enum": [*IMAGE_OUTPUTS, *DENSE_TASKS]}},
+        default=list(messages.EmbedImagesRequest.outputs),
+        json_schema_extra={
+            "items": {"type": "string", "enum": [*messages.IMAGE_OUTPUTS, *DENSE_TASKS]}
+        },
     )
     """The outputs to send, computed in one pass. `depth`, `normals` and `segmentation` need a model
     with dense heads and have eight rows and columns for each patch."""
-    normalize: NormalizeField = EmbedImagesRequest.normalize
-    fit: FitField = EmbedImagesRequest.fit
-    dtype: VectorTypeField = EmbedImagesRequest.vector_type
+    normalize: NormalizeField = messages.EmbedImagesRequest.normalize
+    fit: FitField = messages.EmbedImagesRequest.fit
+    dtype: VectorTypeField = messages.EmbedImagesRequest.vector_type
 
 
 class SegmentImagesBody(ImageBody):
     """Images to segment, and the classes."""
 
-    message_type = SegmentImagesRequest
+    message_type = messages.SegmentImagesRequest
     comma_lists = frozenset({"classes", "background_classes"})
 
     classes: NamedClasses = Field(
@@ -253,37 +230,37 @@ class SegmentImagesBody(ImageBody):
     background_threshold: float | None = None
     """Pixels whose best class has a lower cosine are background, in either mode. From -1 to 1.
     Default: no threshold."""
-    background: SegmentBackground | None = SegmentImagesRequest.background
+    background: messages.SegmentBackground | None = messages.SegmentImagesRequest.background
     """`auto`: pixels whose best class has a cosine far below the largest one of that class in the
     image are background, and a class with small cosines everywhere is absent. `none`: no pixel is,
     without a threshold or background classes. Default: `auto` for one class without those, else the
     model's own; heads have none."""
-    background_level: float | None = SegmentImagesRequest.background_level
+    background_level: float | None = messages.SegmentImagesRequest.background_level
     """For `background` `auto`: the cosine that a pixel needs, from 0 for the least to 1 for the
     largest of its class in the image. Default: the model's own."""
-    quality: SegmentQuality | None = SegmentImagesRequest.quality
+    quality: messages.SegmentQuality | None = messages.SegmentImagesRequest.quality
     """`published`: cosines of patches are scaled bilinearly, as released. `fast`: they follow the
     image's colours, so that masks have its outlines. `fine`: as `fast`, and the model also sees the
     image at 1.6 times the resolution. Default: the model's own."""
     templates: ModelTemplates = None
-    features: Features | None = None
+    features: messages.Features | None = None
     """Patch embeddings to use. Default: the model's own."""
-    fit: Fit | None = SegmentImagesRequest.fit
+    fit: Fit | None = messages.SegmentImagesRequest.fit
     """`squash` resizes to a square; `aspect` keeps the aspect ratio. Default: `squash` for classes
     `model`, as released, `aspect` for others."""
-    mode: SegmentMode | None = SegmentImagesRequest.mode
+    mode: messages.SegmentMode | None = messages.SegmentImagesRequest.mode
     """`whole`: the model sees the whole image. `slide`: it sees windows of its native size, which
     overlap by a quarter, on an image whose short side is the resolution; probabilities of the
     classes are averaged over windows. Default: the model's own."""
-    include_scores: IncludeScores = SegmentImagesRequest.include_scores
+    include_scores: IncludeScores = messages.SegmentImagesRequest.include_scores
     """`true`: send the best class's cosine for every pixel. `all`: send that of every class
     instead, as `cosines` [class, height, width]. In slide mode they are averaged over windows. In
     JSON or safetensors. A cosine takes four bytes, or some twelve in a JSON list."""
-    include_instances: bool = SegmentImagesRequest.include_instances
+    include_instances: bool = messages.SegmentImagesRequest.include_instances
     """Send the connected regions of each class with area, box and score, in JSON."""
-    min_area_share: float = SegmentImagesRequest.min_area_share
+    min_area_share: float = messages.SegmentImagesRequest.min_area_share
     """Share of the mask's pixels of the smallest instance, from 0.0001 to 1."""
-    size: MaskSize = SegmentImagesRequest.size
+    size: messages.MaskSize = messages.SegmentImagesRequest.size
     """Size of the mask: that of the `image`, of the `model`'s input, or a pixel for each `patch`.
     """
     format: MaskFormat = "mask"
@@ -307,55 +284,55 @@ class SegmentImagesBody(ImageBody):
 class ClassifyImagesBody(ImageBody):
     """Images to classify, and the classes."""
 
-    message_type = ClassifyImagesRequest
+    message_type = messages.ClassifyImagesRequest
     comma_lists = frozenset({"classes"})
 
     classes: NamedClasses = Field(
         default=[], description=f"{CLASSES_TEXT} The k-th has the label k."
     )
     templates: ModelTemplates = None
-    features: GlobalFeatures = ClassifyImagesRequest.features
+    features: messages.GlobalFeatures = messages.ClassifyImagesRequest.features
     """Global embedding to use: `cls1` was trained with web captions, `cls2` with descriptions of
     the whole scene."""
-    temperature: float | None = ClassifyImagesRequest.temperature
+    temperature: float | None = messages.ClassifyImagesRequest.temperature
     """Divides the cosines before the softmax. Default: the model's own."""
-    top_k: int | None = ClassifyImagesRequest.top_k
+    top_k: int | None = messages.ClassifyImagesRequest.top_k
     """Send only the k best classes. Default: all."""
-    fit: FitField = ClassifyImagesRequest.fit
+    fit: FitField = messages.ClassifyImagesRequest.fit
 
 
 class VisualizeFeaturesBody(ImageBody):
     """Images whose features to visualize."""
 
-    message_type = VisualizeFeaturesRequest
+    message_type = messages.VisualizeFeaturesRequest
 
-    kind: FeatureKind = VisualizeFeaturesRequest.kind
+    kind: messages.FeatureKind = messages.VisualizeFeaturesRequest.kind
     """`colors`: the first three principal components, whitened, as red, green and blue by
     `sigmoid(2 x)`. `component`: the first one, scaled to 0 to 1. `groups`: clusters of patches by
     k-means, numbered from 1 for the largest."""
-    features: Features = VisualizeFeaturesRequest.features
+    features: messages.Features = messages.VisualizeFeaturesRequest.features
     """Patch embeddings to use."""
-    scope: FeatureScope = VisualizeFeaturesRequest.scope
+    scope: messages.FeatureScope = messages.VisualizeFeaturesRequest.scope
     """Fit components and groups to each `image`, or once to all images of the `request`, so that
     colours and labels are comparable between images."""
-    group_count: int | None = VisualizeFeaturesRequest.group_count
+    group_count: int | None = messages.VisualizeFeaturesRequest.group_count
     """Number of groups, from 2 to 20. Default: 6."""
-    seed: int | None = VisualizeFeaturesRequest.seed
+    seed: int | None = messages.VisualizeFeaturesRequest.seed
     """Seed of the initial centres of groups, from 0. Equal requests have equal answers. Default: 0.
     """
-    fit: FitField = VisualizeFeaturesRequest.fit
-    size: MapSize = VisualizeFeaturesRequest.size
+    fit: FitField = messages.VisualizeFeaturesRequest.fit
+    size: messages.MapSize = messages.VisualizeFeaturesRequest.size
     """Size of the maps: that of the `image`, or of the `model`, with one element for each patch."""
 
 
 class MapBody(ImageBody):
     """Images to estimate a value for every pixel of."""
 
-    message_type = EstimateMapsRequest
+    message_type = messages.EstimateMapsRequest
     task: ClassVar[MapTask]
 
-    fit: FitField = EstimateMapsRequest.fit
-    size: MapSize = EstimateMapsRequest.size
+    fit: FitField = messages.EstimateMapsRequest.fit
+    size: messages.MapSize = messages.EstimateMapsRequest.size
     """Size of the maps: that of the `image`, or of the `model`, with eight rows and columns for
     each patch."""
 
@@ -383,10 +360,10 @@ class NormalsBody(MapBody):
 class EmbedTextsBody(Options):
     """Texts to embed."""
 
-    message_type = EmbedTextsRequest
+    message_type = messages.EmbedTextsRequest
 
     texts: Strings
     """At least one text; none may be blank."""
-    templates: Templates = Field(default=TEXT_TEMPLATES, description=TEMPLATES_TEXT)
-    normalize: NormalizeField = EmbedTextsRequest.normalize
-    dtype: VectorTypeField = EmbedTextsRequest.vector_type
+    templates: Templates = Field(default=messages.TEXT_TEMPLATES, description=TEMPLATES_TEXT)
+    normalize: NormalizeField = messages.EmbedTextsRequest.normalize
+    dtype: VectorTypeField = messages.EmbedTextsRequest.vector_type

@@ -20,46 +20,18 @@ from starlette.types import Receive, Scope, Send
 
 from model.image_codec import ImageLimits, decode_image
 from model.winner_map import count_labels
+from service import messages
 from service.call import AnswerEncoding, current_call
 from service.data_plane import DataPlane
 from service.errors import InvalidRequest, NotAcceptable
 from service.images import image_errors
-from service.messages import (
-    ClassifyImagesResponse,
-    EmbedImagesResponse,
-    EmbedTextsResponse,
-    FloatArray,
-    ItemErrors,
-    ListResponse,
-    MapsResponse,
-    Segmentation,
-    SegmentImagesResponse,
-)
+from service.outputs import maps, masks
 from service.outputs.colours import MAX_PALETTE_CLASSES, class_color
 from service.outputs.features import encode_view_png
-from service.outputs.maps import encode_depth_png, encode_millimetres_png, encode_normals_png
-from service.outputs.masks import (
-    encode_heatmap_png,
-    encode_labels_png,
-    encode_mask_png,
-    encode_overlay_png,
-)
 from service.outputs.polygons import Polygon, class_polygons, simplify
 from service.outputs.run_lengths import class_runs, compress_counts
+from service.rest import requests
 from service.rest.errors import error_detail
-from service.rest.requests import (
-    COCO_FORMATS,
-    ClassifyImagesBody,
-    DepthBody,
-    EmbedImagesBody,
-    EmbedTextsBody,
-    Encoding,
-    ImageInputs,
-    MapBody,
-    Options,
-    SegmentImagesBody,
-    VisualizeFeaturesBody,
-)
 
 JSON: Final = "application/json"
 NPY: Final = "application/x-npy"
@@ -86,8 +58,8 @@ PLACE: Final = b"\0"
 Item = tuple[dict[str, Any], Mapping[str, Array]]
 # Whether options do not fit a media type, the option, and the error.
 Rule = tuple[bool, str, str]
-AnswerT = TypeVar("AnswerT", bound=ListResponse)
-OptionsT = TypeVar("OptionsT", bound=Options)
+AnswerT = TypeVar("AnswerT", bound=messages.ListResponse)
+OptionsT = TypeVar("OptionsT", bound=requests.Options)
 
 
 @lru_cache(256)
@@ -132,7 +104,7 @@ class RestRequest:
     """A request as it was read: its options, its encoded images, and the response's media type."""
 
     options: Any
-    images: ImageInputs
+    images: requests.ImageInputs
     media: str
 
 
@@ -235,7 +207,7 @@ class ResponseWriter(Generic[AnswerT, OptionsT]):
             return "overlay" if layout in DRAWN_FORMATS else "png"
         if media != JSON:
             return "bytes"
-        return "outlines" if layout in COCO_FORMATS else options.encoding
+        return "outlines" if layout in requests.COCO_FORMATS else options.encoding
 
     def write(self, answer: AnswerT, request: RestRequest, limits: ImageLimits) -> list[Piece]:
         """The pieces of the response body in the request's media type. CPU work."""
@@ -255,7 +227,7 @@ class ResponseWriter(Generic[AnswerT, OptionsT]):
 
 
 def _embedding_items(
-    answer: EmbedImagesResponse, options: EmbedImagesBody, media: str
+    answer: messages.EmbedImagesResponse, options: requests.EmbedImagesBody, media: str
 ) -> Iterator[Item]:
     all_scales = answer.scales or ({},) * len(answer.embeddings)
     for arrays, scales in zip(answer.embeddings, all_scales, strict=True):
@@ -263,7 +235,7 @@ def _embedding_items(
 
 
 # Embeddings of images: [B, h, w, D] or [B, D].
-IMAGE_EMBEDDINGS: Final = ResponseWriter[EmbedImagesResponse, EmbedImagesBody](
+IMAGE_EMBEDDINGS: Final = ResponseWriter[messages.EmbedImagesResponse, requests.EmbedImagesBody](
     items=_embedding_items,
     num_values=lambda answer: sum([a.size for row in answer.embeddings for a in row.values()]),
     rules=lambda options, media: [
@@ -276,7 +248,9 @@ IMAGE_EMBEDDINGS: Final = ResponseWriter[EmbedImagesResponse, EmbedImagesBody](
 )
 
 
-def _text_items(answer: EmbedTextsResponse, options: EmbedTextsBody, media: str) -> Iterator[Item]:
+def _text_items(
+    answer: messages.EmbedTextsResponse, options: requests.EmbedTextsBody, media: str
+) -> Iterator[Item]:
     is_matrix = media == SAFETENSORS
     rows_TD, scales_T = answer.in_places() if is_matrix else (answer.embeddings_TD, answer.scales_T)
     name = "embedding" if media == JSON else "embeddings"
@@ -286,13 +260,13 @@ def _text_items(answer: EmbedTextsResponse, options: EmbedTextsBody, media: str)
 
 
 # Embeddings of texts: [T, D], where safetensors has rows of zeros for errors.
-TEXT_EMBEDDINGS: Final = ResponseWriter[EmbedTextsResponse, EmbedTextsBody](
+TEXT_EMBEDDINGS: Final = ResponseWriter[messages.EmbedTextsResponse, requests.EmbedTextsBody](
     items=_text_items, num_values=lambda answer: answer.embeddings_TD.size, has_places=True
 )
 
 
 def _with_scales(
-    arrays: Mapping[str, Array], scales: Mapping[str, Any], encoding: Encoding, media: str
+    arrays: Mapping[str, Array], scales: Mapping[str, Any], encoding: requests.Encoding, media: str
 ) -> Item:
     """Arrays of one item with the scales of its int8 vectors, if it has any."""
     if not scales:
@@ -304,7 +278,7 @@ def _with_scales(
 
 
 def _class_items(
-    answer: ClassifyImagesResponse, options: ClassifyImagesBody, media: str
+    answer: messages.ClassifyImagesResponse, options: requests.ClassifyImagesBody, media: str
 ) -> Iterator[Item]:
     for one in answer.classifications:
         if media == JSON:
@@ -321,7 +295,7 @@ def _class_items(
 
 
 # Classes of images, the best first; npy has probabilities [B, K] in the order of the request.
-CLASSES: Final = ResponseWriter[ClassifyImagesResponse, ClassifyImagesBody](
+CLASSES: Final = ResponseWriter[messages.ClassifyImagesResponse, requests.ClassifyImagesBody](
     items=_class_items,
     num_values=lambda answer: sum(3 * one.labels_K.size for one in answer.classifications),
     rules=lambda options, media: [
@@ -335,14 +309,14 @@ CLASSES: Final = ResponseWriter[ClassifyImagesResponse, ClassifyImagesBody](
 )
 
 
-def _mask_rules(options: SegmentImagesBody, media: str) -> list[Rule]:
+def _mask_rules(options: requests.SegmentImagesBody, media: str) -> list[Rule]:
     layout, needs = options.format, f"The format {options.format} needs"
     is_json, num_classes = media == JSON, len(options.classes)
     scores = f"include_scores needs Accept: {JSON} or {SAFETENSORS} (safetensors)."
     return [
         *_class_rules(layout, num_classes, media),
         (media != PNG and layout in PNG_FORMATS, "format", f"{needs} Accept: {PNG}."),
-        (not is_json and layout in COCO_FORMATS, "format", f"{needs} Accept: {JSON}."),
+        (not is_json and layout in requests.COCO_FORMATS, "format", f"{needs} Accept: {JSON}."),
         (
             not is_json and options.include_instances,
             "include_instances",
@@ -376,30 +350,32 @@ def _class_rules(layout: str, num_classes: int, media: str) -> list[Rule]:
     ]
 
 
-def _mask_png(answer: SegmentImagesResponse, request: RestRequest, limits: ImageLimits) -> bytes:
+def _mask_png(
+    answer: messages.SegmentImagesResponse, request: RestRequest, limits: ImageLimits
+) -> bytes:
     mask, layout = answer.segmentations[0], request.options.format
     _check(_class_rules(layout, len(answer.classes), PNG))
     if layout in {"labels", "mask"}:
-        encode = encode_labels_png if layout == "labels" else encode_mask_png
+        encode = masks.encode_labels_png if layout == "labels" else masks.encode_mask_png
         return encode(mask.labels_HW)
     image = request.images[0]
     assert isinstance(image, bytes)
     with image_errors("images[0]"):
         pixels_HW3 = decode_image(image, limits)
     if layout == "overlay":
-        return encode_overlay_png(mask.labels_HW, pixels_HW3)
+        return masks.encode_overlay_png(mask.labels_HW, pixels_HW3)
     assert mask.cosines_KHW is not None
-    return encode_heatmap_png(mask.cosines_KHW[0], pixels_HW3)
+    return masks.encode_heatmap_png(mask.cosines_KHW[0], pixels_HW3)
 
 
 def _mask_items(
-    answer: SegmentImagesResponse, options: SegmentImagesBody, media: str
+    answer: messages.SegmentImagesResponse, options: requests.SegmentImagesBody, media: str
 ) -> Iterator[Item]:
     for mask in answer.segmentations:
         fields = _mask_fields(mask, answer.classes, options) if media == JSON else {}
         is_text = media == JSON and options.encoding == "list"  # where both types are the same
         arrays: dict[str, Array] = {}
-        if options.format not in COCO_FORMATS:
+        if options.format not in requests.COCO_FORMATS:
             arrays["labels"] = mask.labels_HW if is_text else mask.wire_labels
         if mask.scores_HW is not None:
             arrays["scores"] = mask.scores_HW
@@ -409,7 +385,7 @@ def _mask_items(
 
 
 def _mask_fields(
-    mask: Segmentation, names: Sequence[str], options: SegmentImagesBody
+    mask: messages.Segmentation, names: Sequence[str], options: requests.SegmentImagesBody
 ) -> dict[str, Any]:
     """The size, the classes and the instances of a mask."""
     height, width = mask.labels_HW.shape
@@ -422,7 +398,7 @@ def _mask_fields(
     polygons: list[list[Polygon]] = []
     if options.format == "polygons":
         polygons = class_polygons(mask.labels_HW, len(names))
-    if options.format in COCO_FORMATS:
+    if options.format in requests.COCO_FORMATS:
         runs = class_runs(mask.labels_HW, len(names))
         outlines = [[simplify(p, options.tolerance) for p in own] for own in polygons] or (
             _run_lengths([run.counts for run in runs], mask, options)
@@ -441,7 +417,9 @@ def _mask_fields(
 
 
 def _instances(
-    mask: Segmentation, options: SegmentImagesBody, polygons: Sequence[Sequence[Polygon]]
+    mask: messages.Segmentation,
+    options: requests.SegmentImagesBody,
+    polygons: Sequence[Sequence[Polygon]],
 ) -> list[dict[str, Any]]:
     """The instances, each with its outline."""
     outlines: list[Any]
@@ -472,7 +450,9 @@ def _instances(
 
 
 def _run_lengths(
-    counts: list[NDArray[np.int64]], mask: Segmentation, options: SegmentImagesBody
+    counts: list[NDArray[np.int64]],
+    mask: messages.Segmentation,
+    options: requests.SegmentImagesBody,
 ) -> list[Any]:
     """Run lengths as COCO's objects: numbers if requested, else compressed."""
     numbers: list[Any] = counts if options.format == "rle_counts" else compress_counts(counts)
@@ -480,7 +460,7 @@ def _run_lengths(
 
 
 # Masks; in JSON as labels, or each class in a format of COCO.
-MASKS: Final = ResponseWriter[SegmentImagesResponse, SegmentImagesBody](
+MASKS: Final = ResponseWriter[messages.SegmentImagesResponse, requests.SegmentImagesBody](
     items=_mask_items,
     png=_mask_png,
     rules=_mask_rules,
@@ -500,7 +480,7 @@ def _groups(labels_HW: NDArray[Any]) -> list[dict[str, Any]]:
 
 
 # Visualized features.
-FEATURES: Final = ResponseWriter[MapsResponse, VisualizeFeaturesBody](
+FEATURES: Final = ResponseWriter[messages.MapsResponse, requests.VisualizeFeaturesBody](
     items=lambda answer, options, media: [
         (
             _size(array) | ({"groups": _groups(array)} if options.kind == "groups" else {}),
@@ -512,14 +492,16 @@ FEATURES: Final = ResponseWriter[MapsResponse, VisualizeFeaturesBody](
 )
 
 
-def _map_png(array: FloatArray, options: MapBody) -> bytes:
-    if not isinstance(options, DepthBody):
-        return encode_normals_png(array)
-    return (encode_depth_png if options.format == "colors" else encode_millimetres_png)(array)
+def _map_png(array: messages.FloatArray, options: requests.MapBody) -> bytes:
+    if not isinstance(options, requests.DepthBody):
+        return maps.encode_normals_png(array)
+    return (maps.encode_depth_png if options.format == "colors" else maps.encode_millimetres_png)(
+        array
+    )
 
 
 # Depth, or surface normals.
-MAPS: Final = ResponseWriter[MapsResponse, MapBody](
+MAPS: Final = ResponseWriter[messages.MapsResponse, requests.MapBody](
     items=lambda answer, options, media: [
         (_size(array), {options.task: array}) for array in answer.maps
     ],
@@ -535,7 +517,10 @@ MAPS: Final = ResponseWriter[MapsResponse, MapBody](
 
 
 def write_json(
-    model: str, items: Iterable[Item], encoding: Encoding, errors: ItemErrors | None
+    model: str,
+    items: Iterable[Item],
+    encoding: requests.Encoding,
+    errors: messages.ItemErrors | None,
 ) -> list[Piece]:
     """A list with an entry for each item without an error, and the errors unless None."""
     data = [
@@ -551,7 +536,7 @@ def write_json(
 def write_safetensors(
     model: str,
     columns: Mapping[str, Sequence[Array]],
-    errors: ItemErrors | None,
+    errors: messages.ItemErrors | None,
     *,
     is_split: bool,
 ) -> list[Piece]:
@@ -622,19 +607,19 @@ def _scaled_rows(rows: Array, scales: Array) -> Array:
     return records
 
 
-def _good_indices(errors: ItemErrors | None) -> Iterator[int]:
+def _good_indices(errors: messages.ItemErrors | None) -> Iterator[int]:
     """Indices in the request, from 0, of the items without an error."""
     return (index for index in count() if not errors or index not in errors)
 
 
-def _item_errors(errors: ItemErrors) -> list[dict[str, Any]]:
+def _item_errors(errors: messages.ItemErrors) -> list[dict[str, Any]]:
     """Each error as the body that it has when it fails the whole request."""
     return [
         {"index": index, "error": error_detail(error)} for index, error in sorted(errors.items())
     ]
 
 
-def encode_array(array: Array, encoding: Encoding) -> Any:
+def encode_array(array: Array, encoding: requests.Encoding) -> Any:
     """An array for `dump_pieces`: nested lists, or base64 with dtype and shape."""
     if encoding == "list":
         # orjson writes arrays itself, with as many digits as the type needs. For arrays of short

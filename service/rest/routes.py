@@ -13,45 +13,11 @@ from pydantic import BaseModel
 from service.call import current_call
 from service.data_plane import DataPlane
 from service.monitoring.metrics import release
+from service.rest import requests, responses
+from service.rest import response_schemas as schemas
 from service.rest.inputs import Pairs, query_of, read_options
 from service.rest.middleware import READY_PATH, READY_PATHS
 from service.rest.openapi import ERRORS, ONE_PIXEL, V2_ERRORS, DirectRoute, native_route
-from service.rest.requests import (
-    ClassifyImagesBody,
-    DepthBody,
-    EmbedImagesBody,
-    EmbedTextsBody,
-    NormalsBody,
-    Options,
-    SegmentImagesBody,
-    VisualizeFeaturesBody,
-)
-from service.rest.response_schemas import (
-    ClassificationBody,
-    DepthMap,
-    FeatureMap,
-    ImageEmbedding,
-    ListAnswer,
-    ModelCard,
-    ModelList,
-    NormalMap,
-    SegmentationBody,
-    TextEmbedding,
-    model_card,
-)
-from service.rest.responses import (
-    CLASSES,
-    FEATURES,
-    IMAGE_EMBEDDINGS,
-    JSON,
-    MAPS,
-    MASKS,
-    TEXT_EMBEDDINGS,
-    ResponseWriter,
-    RestRequest,
-    choose_media,
-    respond,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +27,9 @@ class NativeRoute:
     name: str
     text: str
     ask: Callable[..., Awaitable[Any]]
-    body: type[Options]
-    answer: type[BaseModel]
-    writer: ResponseWriter[Any, Any]
+    body: type[requests.Options]
+    entry: type[BaseModel]
+    writer: responses.ResponseWriter[Any, Any]
     example: Mapping[str, Any]
 
 
@@ -73,63 +39,63 @@ NATIVE: Final[Mapping[str, NativeRoute]] = {
         "embed_images",
         "Global embeddings of images, and one embedding for each patch.",
         DataPlane.embed_images,
-        EmbedImagesBody,
-        ListAnswer[ImageEmbedding],
-        IMAGE_EMBEDDINGS,
+        requests.EmbedImagesBody,
+        schemas.ImageEmbedding,
+        responses.IMAGE_EMBEDDINGS,
         {"images": [ONE_PIXEL, "bm8gcGljdHVyZQ=="], "outputs": ["cls1", "cls2"], "partial": True},
     ),
     "/v1/images:segment": NativeRoute(
         "segment_images",
         "Masks of the named classes: k for the k-th class, 0 for background.",
         DataPlane.segment_images,
-        SegmentImagesBody,
-        ListAnswer[SegmentationBody],
-        MASKS,
+        requests.SegmentImagesBody,
+        schemas.SegmentationBody,
+        responses.MASKS,
         {"image": ONE_PIXEL, "classes": CLASS_NAMES, "mode": "slide", "format": "rle"},
     ),
     "/v1/images:classify": NativeRoute(
         "classify_images",
         "The named classes of images with their probabilities, the best first.",
         DataPlane.classify_images,
-        ClassifyImagesBody,
-        ListAnswer[ClassificationBody],
-        CLASSES,
+        requests.ClassifyImagesBody,
+        schemas.ClassificationBody,
+        responses.CLASSES,
         {"image": ONE_PIXEL, "classes": CLASS_NAMES, "top_k": 2},
     ),
     "/v1/images:features": NativeRoute(
         "visualize_features",
         "Patch embeddings as colours, as one component, or as groups.",
         DataPlane.visualize_features,
-        VisualizeFeaturesBody,
-        ListAnswer[FeatureMap],
-        FEATURES,
+        requests.VisualizeFeaturesBody,
+        schemas.FeatureMap,
+        responses.FEATURES,
         {"images": [ONE_PIXEL, ONE_PIXEL], "kind": "groups", "group_count": 3, "scope": "request"},
     ),
     "/v1/images:depth": NativeRoute(
         "estimate_depth",
         "The distance of every pixel, in metres.",
         DataPlane.estimate_maps,
-        DepthBody,
-        ListAnswer[DepthMap],
-        MAPS,
+        requests.DepthBody,
+        schemas.DepthMap,
+        responses.MAPS,
         {"image": ONE_PIXEL, "size": "image"},
     ),
     "/v1/images:normals": NativeRoute(
         "estimate_normals",
         "The direction of the surface at every pixel: a unit vector.",
         DataPlane.estimate_maps,
-        NormalsBody,
-        ListAnswer[NormalMap],
-        MAPS,
+        requests.NormalsBody,
+        schemas.NormalMap,
+        responses.MAPS,
         {"image": ONE_PIXEL, "size": "image"},
     ),
     "/v1/texts:embed": NativeRoute(
         "embed_texts",
         "Embeddings of texts, averaged over prompt templates if there are any.",
         DataPlane.embed_texts,
-        EmbedTextsBody,
-        ListAnswer[TextEmbedding],
-        TEXT_EMBEDDINGS,
+        requests.EmbedTextsBody,
+        schemas.TextEmbedding,
+        responses.TEXT_EMBEDDINGS,
         {"texts": ["dog", "the sea at night"], "templates": "tcl"},
     ),
 }
@@ -148,14 +114,14 @@ async def answer_native(
     call = current_call.get()
     # Before the body is received: a request that is refused anyway need not send it.
     plane.check_open(call.caller)
-    media = choose_media(request.headers.get("accept"), native.writer.media_types)
+    media = responses.choose_media(request.headers.get("accept"), native.writer.media_types)
     options, images = await read_options(request, plane, native.body, query)
     native.writer.check(options, media, len(images))
     call.answer_encoding = native.writer.answer_encoding(options, media)
-    message = options.to_message(images, is_json=media == JSON)
+    message = options.to_message(images, is_json=media == responses.JSON)
     answer = await native.ask(plane, message, call)
-    asked = RestRequest(options, images, media)
-    return await respond(plane, native.writer, answer, asked)
+    asked = responses.RestRequest(options, images, media)
+    return await responses.respond(plane, native.writer, answer, asked)
 
 
 def build_native_router(plane: DataPlane) -> APIRouter:
@@ -170,7 +136,8 @@ def build_native_router(plane: DataPlane) -> APIRouter:
 
     for path, native in NATIVE.items():
         media_types = native.writer.media_types
-        described = native_route(native.body, native.answer, media_types, native.example)
+        answer = schemas.ListAnswer[native.entry]  # type: ignore[name-defined]  # at run time
+        described = native_route(native.body, answer, media_types, native.example)
         tag = path.split("/")[2].partition(":")[0]
         add = router.post(path, name=native.name, description=native.text, tags=[tag], **described)
         add(handler(native))
@@ -182,16 +149,16 @@ def build_state_router(plane: DataPlane) -> APIRouter:
     router = APIRouter()
 
     @router.get("/v1/models", tags=["models"], responses=ERRORS)
-    async def list_models(request: Request) -> ModelList:
+    async def list_models(request: Request) -> schemas.ModelList:
         """The served models, the default model first."""
-        choose_media(request.headers.get("accept"), (JSON,))
-        return ModelList(data=[model_card(info) for info in plane.list_models()])
+        responses.choose_media(request.headers.get("accept"), (responses.JSON,))
+        return schemas.ModelList(data=[schemas.model_card(info) for info in plane.list_models()])
 
     @router.get("/v1/models/{model_id}", tags=["models"], responses=ERRORS)
-    async def get_model(model_id: str, request: Request) -> ModelCard:
+    async def get_model(model_id: str, request: Request) -> schemas.ModelCard:
         """One served model: sizes, outputs, runtime, limits and scores."""
-        choose_media(request.headers.get("accept"), (JSON,))
-        return model_card(plane.get_model(model_id))
+        responses.choose_media(request.headers.get("accept"), (responses.JSON,))
+        return schemas.model_card(plane.get_model(model_id))
 
     @router.get("/version", tags=["models"], responses=ERRORS)
     async def version() -> dict[str, str]:

@@ -268,10 +268,10 @@ def with_mask_defaults(
     is_auto = background == "auto"
     for excludes, param, text in (
         (is_auto and has_head, "background", " auto: a head learns its background; leave it out."),
-        (is_auto and has_threshold, "background_threshold", ": background auto finds its own."),
+        (is_auto and has_threshold, "background_threshold", ": leave it out with background auto."),
         (level is not None and not is_auto, "background_level", " needs background auto."),
         (mode == "slide" and quality != "published", "quality", f" {quality} needs mode whole."),
-        (has_head and quality == "fine", "quality", " fine: a head sees an image at one size."),
+        (has_head and quality == "fine", "quality", " fine: a head has one size; use fast."),
     ):
         if excludes:
             raise _refused(param, text)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import grpc
 import pytest
@@ -95,31 +96,42 @@ async def test_a_message_that_is_missing_or_late_is_an_error_and_frees_its_place
             late = asyncio.ensure_future(ask_late(server))
             await until(lambda: server.admission.num_requests == 1)
             assert (await ask_grpc(server, encode_image())).status == "OK", "after the late one"
-            assert ((await late).status, (await late).code) == (
-                "DEADLINE_EXCEEDED",
-                "slow_message",
-            )
+            ended = await late
+            assert (ended.status, ended.code) == ("DEADLINE_EXCEEDED", "slow_message")
 
 
-async def test_too_many_rpcs_are_refused_and_health_checks_are_answered(
+@pytest.mark.parametrize("bound", ["RPCs", "bytes"])
+async def test_rpcs_and_their_bytes_are_bounded_and_health_checks_are_answered(
     serving: Serving,
     encode_image: Encode,
     runtime: FakeRuntime,
     entered: Entered,
     monkeypatch: pytest.MonkeyPatch,
+    bound: str,
 ) -> None:
-    image = encode_image()
-    monkeypatch.setattr("service.grpc.interceptor.MAX_RPCS", 1)
-    async with serving() as server:
+    image = encode_image(size=(60, 60))
+    size = len(message("embed", image).SerializeToString())
+    limits: dict[str, Any] = {}
+    if bound == "RPCs":
+        monkeypatch.setattr("service.grpc.interceptor.MAX_RPCS", 1)
+    else:
+        limits = {f"max_{name}_bytes": size + 100 for name in ("image", "request", "body_memory")}
+    async with serving(**limits) as server:
         with nothing_held_after(server):
             runtime.gate.clear()
             first = asyncio.ensure_future(ask_grpc(server, image))
             assert await entered()
             refused = await ask_grpc(server, image)
-            assert (refused.status, refused.code) == ("RESOURCE_EXHAUSTED", "too_many_rpcs")
+            code = "too_many_rpcs" if bound == "RPCs" else "body_memory_full"
+            assert (refused.status, refused.code) == ("RESOURCE_EXHAUSTED", code)
             assert refused.headers["grpc-retry-pushback-ms"] == "1000"
-            assert sample(server.metrics, "rejected_total", reason="rpcs") == 1
             assert (await call_rpc(server, CHECK)).status == "OK"
+            if bound == "RPCs":
+                assert sample(server.metrics, "rejected_total", reason="rpcs") == 1
+            else:
+                assert (await call_rpc(server, LIST)).status == "OK"
+                large = await call_rpc(server, EMBED, bytes(size + 101))
+                assert (large.status, "larger than max" in large.text) == (refused.status, True)
             runtime.gate.set()
             assert (await first).status == "OK"
             assert (await ask_grpc(server, image)).status == "OK"
@@ -137,26 +149,6 @@ async def test_too_many_streams_are_refused_and_an_rpc_is_answered(
         assert (await ask_grpc(server, encode_image())).status == "OK"
         stream.cancel()
         await until(lambda: held(server) == (0, 0, 0))
-
-
-async def test_messages_share_the_memory_for_bodies(
-    serving: Serving, encode_image: Encode, runtime: FakeRuntime, entered: Entered
-) -> None:
-    image = encode_image(size=(60, 60))
-    size = len(message("embed", image).SerializeToString())
-    limits = {f"max_{name}_bytes": size + 100 for name in ("image", "request", "body_memory")}
-    async with serving(**limits) as server:
-        with nothing_held_after(server):
-            runtime.gate.clear()
-            first = asyncio.ensure_future(ask_grpc(server, image))
-            assert await entered()
-            refused = await ask_grpc(server, image)
-            assert (refused.status, refused.code) == ("RESOURCE_EXHAUSTED", "body_memory_full")
-            assert (await call_rpc(server, LIST)).status == "OK"
-            runtime.gate.set()
-            assert (await first).status == "OK"
-            large = await call_rpc(server, EMBED, bytes(size + 101))
-            assert (large.status, "larger than max" in large.text) == ("RESOURCE_EXHAUSTED", True)
 
 
 async def test_compressed_messages_are_refused(serving: Serving) -> None:

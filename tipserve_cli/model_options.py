@@ -1,4 +1,4 @@
-"""Options of the commands: a server, or a model in this process."""
+"""Options of the commands: a server, a model in this process, or a cluster."""
 
 import os
 import re

@@ -166,7 +166,7 @@ def test_completion_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert main(["--install-completion", "--shell=bash", f"--output={script}"]) == 0
     assert list(tmp_path.iterdir()) == [script]
     words = set(re.findall(r"[\w-]+", script.read_text()))
-    assert words >= {*COMMANDS, SERVE, "--classes", "--runtime", "overlay", "int8_weights"}
+    assert words >= {*COMMANDS, SERVE, "--classes", "--runtime", "overlay", "int8"}
     # Without a file, the start file of the shell loads it.
     assert main(["--install-completion", "--shell=bash"]) == 0
     assert "tipserve" in (tmp_path / ".bashrc").read_text()

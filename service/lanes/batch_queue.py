@@ -180,7 +180,7 @@ class BatchQueue:
             items = self._waiting[key] = OrderedDict()
         items[item.number] = item
         item.future.on_left = partial(self._drop_cancelled, item)
-        if item.future.state == "cancelled":  # before `on_left` was set
+        if item.future.cancelled():  # before `on_left` was set
             self._drop_cancelled(item)
 
     def _heads(self, bucket: Bucket | None = None) -> list[WorkItem]:
@@ -249,7 +249,7 @@ class BatchQueue:
 
     def _drop_cancelled(self, item: WorkItem) -> None:
         """Remove an item whose caller cancelled it, unless a lane has taken it."""
-        if item.future.state != "cancelled":
+        if not item.future.cancelled():
             return
         with self._changed:
             is_dropped = self._remove(item)

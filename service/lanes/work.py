@@ -4,6 +4,7 @@ import asyncio
 import math
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, cast
@@ -31,9 +32,7 @@ Kind = (
     ]
 )
 Outputs = Mapping[str, NDArray[np.float32]]
-ItemState = Literal["waiting", "running", "cancelled", "done"]
 MAX_BATCH_TEXTS: Final = 64
-OVER: Final = frozenset[ItemState]({"cancelled", "done"})
 
 
 def image_kind(tasks: Collection[DenseTask]) -> Kind:
@@ -123,93 +122,53 @@ def record_batches(done: Sequence[Completed], call: Call) -> None:
     call.wait("run", run_s)
 
 
-class ItemFuture:
-    """Result of an item, from any thread. Its caller can cancel it, also while a lane computes it.
-
-    Not a `concurrent.futures.Future`: that one waits and wakes by a condition, which is Python
-    code and took 24 calls for each item.
+class ItemFuture(Future[Completed]):
+    """Result of an item, from any thread. Its caller can leave also while a lane computes it.
 
     Attributes:
-        state: Where the item is on its way.
-        error: Why it failed, if it has.
         is_abandoned: Whether the caller cancelled it while it ran.
-        on_left: Called when the caller cancels or abandons it, in the caller's thread; set by the
-            queue, then by the lane.
+        on_left: Called once when the caller cancels or abandons it, in the caller's thread; set by
+            the queue, then by the lane.
     """
 
-    __slots__ = ("_callbacks", "_lock", "_value", "error", "is_abandoned", "on_left", "state")
-
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.state: ItemState = "waiting"
-        self._value: Completed | None = None
-        self.error: ServiceError | None = None
-        self._callbacks: list[Callable[[ItemFuture], object]] = []
+        super().__init__()
         self.is_abandoned = False
         self.on_left: Callable[[], None] | None = None
 
-    def result(self) -> Completed:
-        """The outputs of an item that is done.
-
-        Raises:
-            ServiceError: It failed.
-        """
-        if self.error is not None:
-            raise self.error
-        assert self._value is not None, "the item is not done"
-        return self._value
-
-    def when_done(self, callback: "Callable[[ItemFuture], object]") -> None:
-        """Call this once when the item is done or cancelled; at once if it is."""
-        with self._lock:
-            is_over = self.state in OVER
-            if not is_over:
-                self._callbacks.append(callback)
-        if is_over:
-            callback(self)
+    @property
+    def error(self) -> ServiceError | None:
+        """Why it failed, if it has; does not wait."""
+        if not self.done() or self.cancelled():
+            return None
+        return cast("ServiceError | None", self.exception())
 
     def start(self) -> bool:
         """A lane takes the item; False if it is cancelled."""
-        with self._lock:
-            if self.state == "cancelled":
-                return False
-            self.state = "running"
-        return True
+        return self.set_running_or_notify_cancel()
 
     def settle(self, value: Completed | None = None, error: ServiceError | None = None) -> None:
         """Give it its result or error, unless it has one already or is cancelled."""
-        with self._lock:
-            if self.state in OVER:
-                return
-            self._value, self.error, self.state = value, error, "done"
-        self._call_back()
+        with suppress(InvalidStateError):
+            if value is not None:
+                self.set_result(value)
+            else:
+                self.set_exception(error)
+        # It refers to the batch, and so to this future: without this, images would stay in memory
+        # until the garbage collector runs, which at rest is never.
+        self.on_left = None
 
     def cancel(self) -> bool:
         """Cancel a waiting item; mark a running one as abandoned."""
-        with self._lock:
-            is_waiting = self.state == "waiting"
-            if not is_waiting and (self.state != "running" or self.is_abandoned):
-                return self.state == "cancelled"
-            if is_waiting:
-                self.state = "cancelled"
-            self.is_abandoned = not is_waiting
-            on_left = self.on_left
-        if is_waiting:
-            self._call_back()
-        if on_left is not None:
+        has_left = self.is_abandoned or self.cancelled()
+        is_cancelled = super().cancel()
+        self.is_abandoned |= self.running()
+        on_left = self.on_left
+        if on_left is not None and not has_left and (is_cancelled or self.is_abandoned):
             on_left()
-        return is_waiting
-
-    def _call_back(self) -> None:
-        """Call the callbacks, then drop them and `on_left`.
-
-        They refer to this future by way of item and request: without this, images would stay in
-        memory until the garbage collector runs, which at rest is never.
-        """
-        callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
-            callback(self)
-        self.on_left = None
+        if is_cancelled:
+            self.on_left = None
+        return is_cancelled
 
 
 # What is made for every item and every batch is not frozen: that doubles the time to make it.
@@ -280,16 +239,16 @@ async def wait_settled(futures: Sequence[ItemFuture]) -> None:
         if not settled.done():
             settled.set_result(None)
 
-    def on_done(future: ItemFuture) -> None:
+    def on_done(future: Future[Completed]) -> None:
         nonlocal num_pending
         with lock:
             num_pending -= 1
             is_last = num_pending == 0
-        if is_last or future.error is not None:
+        if is_last or (not future.cancelled() and future.exception() is not None):
             with suppress(RuntimeError):  # the event loop was closed, and the coroutine with it
                 loop.call_soon_threadsafe(wake)
 
     for future in futures:
-        future.when_done(on_done)
+        future.add_done_callback(on_done)
     if futures:
         await settled

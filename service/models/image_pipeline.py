@@ -289,17 +289,18 @@ async def _run(
     futures = model.queue.put(items)
     try:
         await wait_settled(futures)
-        done = [future.result() for future in futures]
+        failed = [future for future in futures if future.error is not None]
+        done = [future.result() for future in failed or futures]
     except BaseException as error:
         # A batch that failed does not tell how long its items waited.
-        is_running = any(future.state == "running" for future in futures)
+        is_running = any(future.running() for future in futures)
         if not is_running and not isinstance(error, InternalError):
             call.wait("queue", call.clock() - queued)
             call.trace.stage("queue", queued, call.clock())
         cancel_all(futures)
         raise
     finally:
-        futures.clear()  # a failed one leads to this frame by its traceback
+        futures, failed = [], []  # a failed one leads to this frame by its traceback
     record_batches(done, call)
     return done
 

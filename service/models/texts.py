@@ -13,7 +13,7 @@ import sys
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
@@ -121,7 +121,7 @@ class TextCache:
                         num_hits += 1
                     else:
                         self._in_flight[prompt] = computation
-                        computation.future.when_done(partial(self._finish, computation))
+                        computation.future.add_done_callback(partial(self._finish, prompt))
                         begun.append(computation)
                 computation.num_waiting += 1
                 joined.append(computation)
@@ -159,11 +159,11 @@ class TextCache:
         self._entries.move_to_end(prompt)
         return self._entries[prompt]
 
-    def _finish(self, computation: Computation, future: ItemFuture) -> None:
+    def _finish(self, prompt: str, future: Future[Completed]) -> None:
         with self._lock:
-            del self._in_flight[computation.prompt]
-            if future.state == "done" and future.error is None:
-                self._keep(computation.prompt, future.result().outputs[TEXT_OUTPUT])
+            del self._in_flight[prompt]
+            if not future.cancelled() and future.exception() is None:
+                self._keep(prompt, future.result().outputs[TEXT_OUTPUT])
 
     def _keep(self, prompt: str, embedding: TextEmbedding) -> None:
         embedding.setflags(write=False)
@@ -274,7 +274,7 @@ class TextEncoder:
 
     def _compute(self, computations: Sequence[Computation], call: Call) -> None:
         """Tokenize and queue the prompts that are still wanted."""
-        wanted = [c for c in computations if c.future.state != "cancelled"]
+        wanted = [c for c in computations if not c.future.cancelled()]
         num_left = len(computations) - len(wanted)
         self._batcher.queue.count_abandoned(num_left, call.deadline)
         items = [item for c in wanted if (item := self._item(c, call)) is not None]

@@ -26,6 +26,7 @@ from service.errors import (
     RequestTooLarge,
     ServiceError,
 )
+from service.lanes.work import ItemFuture
 from service.messages import (
     ClassifyImagesRequest,
     EmbedImagesRequest,
@@ -304,6 +305,19 @@ async def test_one_input_and_a_list_get_the_same_overload_answer(core: Core) -> 
         assert caught.value.retry_after_s
     core.runtime.gate.set()
     assert len((await running).embeddings) == 4
+
+
+async def test_the_image_that_fails_first_is_the_answer_while_others_run(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (model,) = core.plane.models.models()
+    running, failing = ItemFuture(), ItemFuture()
+    monkeypatch.setattr(model.queue, "put", lambda _: [running, failing])
+    assert running.start()
+    failing.settle(error=Overloaded("The memory is full.", retry_after_s=1.0))
+    with pytest.raises(Overloaded):
+        await core.ask(EMBED, core.image(), core.image())
+    assert running.is_abandoned
 
 
 class Work:

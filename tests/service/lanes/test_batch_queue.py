@@ -47,7 +47,7 @@ def test_an_expired_item_is_answered_and_not_computed(
     clock.now = 5
     assert numbers(queue) == [2]
     assert isinstance(late.error, DeadlineExceeded)
-    assert other.state == "running"
+    assert other.running()
     assert sample(metrics, "abandoned_total", reason="deadline") == 1
 
 

@@ -102,7 +102,7 @@ def items(
 def settled(future: ItemFuture) -> ItemFuture:
     """Wait for the end of an item."""
     is_over = threading.Event()
-    future.when_done(lambda _: is_over.set())
+    future.add_done_callback(lambda _: is_over.set())
     assert is_over.wait(WAIT_S)
     return future
 

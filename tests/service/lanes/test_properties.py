@@ -20,7 +20,7 @@ from service.errors import ServiceError, Unavailable
 from service.lanes.batch_queue import PRIORITY_STEP_S
 from service.lanes.batching import Batcher, HealthLimits, LaneState
 from service.lanes.lane import Inputs, Lane
-from service.lanes.work import OVER, BatchLimits, Bucket, ItemFuture, Outputs, WorkItem
+from service.lanes.work import BatchLimits, Bucket, ItemFuture, Outputs, WorkItem
 from service.monitoring.metrics import Metrics
 
 SMALL, WIDE, TEXT = Bucket("image", (28, 28)), Bucket("image", (28, 56)), Bucket("text", (8,))
@@ -114,7 +114,7 @@ class EngineMachine(RuleBasedStateMachine):
         for future in futures:
             rank = self.now + (fields["priority"] - 1) * PRIORITY_STEP_S
             self.ranks[len(self.accepted)] = (fields["caller"], rank, len(self.accepted))
-            future.when_done(partial(self.count, len(self.accepted)))
+            future.add_done_callback(partial(self.count, len(self.accepted)))
             self.accepted.append(future)
 
     def count(self, index: int, _: Any) -> None:
@@ -151,7 +151,7 @@ class EngineMachine(RuleBasedStateMachine):
             assert LIMITS.fits(batch.bucket.kind, len(batch.items), batch.cost)
             if not worker.run(batch):
                 worker.is_sound()
-            assert all(item.future.state in OVER for item in batch.items)
+            assert all(item.future.done() for item in batch.items)
         self.idle.add(index)
 
     def disturb(self, data: st.DataObject) -> None:
@@ -177,20 +177,20 @@ class EngineMachine(RuleBasedStateMachine):
     @invariant()
     def every_result_is_the_items_own(self) -> None:
         for index, future in enumerate(self.accepted):
-            if future.state == "done" and future.error is None:
+            if future.done() and not future.cancelled() and future.error is None:
                 assert future.result().outputs["y"][0] == index * 10
         assert len(self.answers) == len(set(self.answers)), "resolved twice"
 
     @invariant()
     def no_item_waits_for_dead_lanes(self) -> None:
         if all(w.state is LaneState.DEAD for w in self.batcher.workers):
-            assert all(future.state in OVER for future in self.accepted)
+            assert all(future.done() for future in self.accepted)
 
     def teardown(self) -> None:
         self.batcher.stop(0)
         for index, future in enumerate(self.accepted):
-            assert future.state in OVER, "never resolved"
-            assert (future.state == "cancelled") == (index in self.cancelled)
+            assert future.done(), "never resolved"
+            assert future.cancelled() == (index in self.cancelled)
             assert isinstance(future.error, ServiceError | None)
         assert sorted(self.answers) == list(range(len(self.accepted)))
 

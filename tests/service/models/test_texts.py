@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from service.call import Call
 from service.errors import InternalError, InvalidRequest
-from service.lanes.work import OVER, Completed
+from service.lanes.work import Completed
 from service.models.registry import ModelRegistry
 from service.models.served_model import ServedModel
 from service.models.texts import (
@@ -115,14 +115,14 @@ class TextCacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_prompt_is_computed_twice_at_a_time(self) -> None:
-        live = [c.prompt for c in self.queued + self.running if c.future.state not in OVER]
+        live = [c.prompt for c in self.queued + self.running if not c.future.done()]
         assert len(live) == len(set(live))
 
     @invariant()
     def every_request_gets_its_own_embeddings(self) -> None:
         for computation in [c for joined in self.requests for c in joined]:
             future = computation.future
-            if future.state == "done" and future.error is None:
+            if future.done() and future.error is None:
                 value = future.result().outputs["text"][0]
                 assert value == PROMPTS.index(computation.prompt)
 
@@ -134,7 +134,7 @@ class TextCacheMachine(RuleBasedStateMachine):
         """After all work is answered no request waits and no computation is left."""
         for computation in [*self.running, *(c for c in self.queued if c.future.start())]:
             computation.future.settle(completed(PROMPTS.index(computation.prompt)))
-        assert all(c.future.state == "done" for joined in self.requests for c in joined)
+        assert all(c.future.done() for joined in self.requests for c in joined)
         assert not self.cache._in_flight
 
 

@@ -5,18 +5,10 @@
 # Packages are those of requirements/, by their hashes; scripts/lock_requirements.sh writes them, scripts/pin_base.sh the digest.
 ARG BASE=python:3.11-slim@sha256:90744cff8f32887f075c47d747a173ff333e9e98801667af93c357fa9f5e28ff
 
-# What lists and strips what is installed, away from it.
-FROM ${BASE} AS tools
-# The packages that every image has, for its bill of materials.
-RUN dpkg-query -W -f '${binary:Package}\t${Version}\t${Architecture}\n' > /opt/debian.tsv
+# An environment with the dependencies of serving, and binutils, which strip what is installed.
+FROM ${BASE} AS dependencies
 # hadolint ignore=DL3008
 RUN apt-get update -q && apt-get install -y -q --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
-COPY requirements/tools.txt /opt/
-RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    python -m venv /opt/cyclonedx && /opt/cyclonedx/bin/pip install --no-cache-dir --require-hashes -r /opt/tools.txt
-
-# An environment with the dependencies of serving.
-FROM tools AS dependencies
 ARG EXTRA=cpu,otel
 WORKDIR /src
 RUN python -m venv --without-pip /opt/venv
@@ -26,30 +18,23 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
 COPY pyproject.toml README.md LICENSE NOTICE ./
 
 FROM dependencies AS build-serve
-COPY scripts/trim_environment.sh scripts/debian_components.py scripts/
+COPY scripts/trim_environment.sh scripts/
 RUN scripts/trim_environment.sh /opt/venv
 COPY model ./model
 COPY service ./service
 COPY tipserve_cli ./tipserve_cli
 COPY clients/python/tipserve_client ./clients/python/tipserve_client
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --force-reinstall . \
-    && /opt/cyclonedx/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
-       --output-file sbom.cdx.json /opt/venv/bin/python \
-    && python scripts/debian_components.py sbom.cdx.json < /opt/debian.tsv
+    pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --force-reinstall .
 
 FROM dependencies AS build-train
 ARG TRAIN_EXTRA=train,captions
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip --python /opt/venv/bin/python install --no-cache-dir --require-hashes --no-deps -r "requirements/${TRAIN_EXTRA}.txt"
-COPY scripts/debian_components.py scripts/
 COPY model ./model
 COPY training ./training
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --force-reinstall . \
-    && /opt/cyclonedx/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
-       --output-file sbom.cdx.json /opt/venv/bin/python \
-    && python scripts/debian_components.py sbom.cdx.json < /opt/debian.tsv
+    pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --force-reinstall .
 
 # What all images have in common: a user without rights and a home, no pip, a place for what is cached.
 FROM ${BASE} AS runtime
@@ -78,7 +63,7 @@ USER 10001:10001
 STOPSIGNAL SIGTERM
 
 FROM runtime AS train
-COPY --from=build-train /src/LICENSE /src/NOTICE /src/sbom.cdx.json /usr/share/doc/tipserve/
+COPY --from=build-train /src/LICENSE /src/NOTICE /usr/share/doc/tipserve/
 COPY --from=build-train /opt/venv /opt/venv
 ARG BASE VERSION=0.1.0 REVISION=unknown CREATED="" SOURCE=""
 LABEL org.opencontainers.image.title="tipserve train" \
@@ -98,7 +83,7 @@ ENTRYPOINT ["python", "-P", "-m", "training"]
 # With EXTRA=cpu,otel,convert it also prepares released weights, as an init container does.
 # The same image runs the command line where the entry point is `tipserve` (EXTRA=cpu,cli; on Ray EXTRA=cpu,cluster,stores).
 FROM runtime AS serve
-COPY --from=build-serve /src/LICENSE /src/NOTICE /src/sbom.cdx.json /usr/share/doc/tipserve/
+COPY --from=build-serve /src/LICENSE /src/NOTICE /usr/share/doc/tipserve/
 COPY --from=build-serve /opt/venv /opt/venv
 ARG BASE VERSION=0.1.0 REVISION=unknown CREATED="" SOURCE=""
 LABEL org.opencontainers.image.title="tipserve" \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Pin what the images install, with hashes: one file of requirements/ for each value of the Dockerfile's EXTRA, and one for
-# the build's tools. What users install keeps the ranges of pyproject.toml.
+# Pin what the images install, with hashes: one file of requirements/ for each value of the Dockerfile's EXTRA. What users
+# install keeps the ranges of pyproject.toml.
 #   scripts/lock_requirements.sh                     all files, to the newest versions
 #   scripts/lock_requirements.sh cpu,otel,heif       one more
 # torch is PyPI's build, which brings CUDA. With uv's variables for another index (UV_INDEX, UV_TORCH_BACKEND) a file has its build.
@@ -18,7 +18,6 @@ compile() {
 
 if [[ $# == 0 ]]; then
   set -- cpu,otel cpu-onnx,otel cpu,otel,convert gpu,otel gpu-cuda12,otel train,captions cpu,cli cpu,cluster,stores cpu,cli,stores
-  compile - <<<'cyclonedx-bom>=7.3,<8' >requirements/tools.txt
 fi
 for extras in "$@"; do
   named=()

@@ -28,6 +28,11 @@ EMBEDDINGS: Final = Parameter(group="Embeddings")
 INPUTS: Final = Parameter(group="Inputs")
 IMAGE_OUTPUTS: Final = ("patches", "values", "cls1", "cls2")
 SUFFIX: Final = ".parquet"
+# A folder with such a suffix is most likely a mistake: the user expects a file of this format.
+OTHER_FORMATS: Final = {
+    *(".arrow", ".csv", ".feather", ".h5", ".hdf5", ".json", ".jsonl", ".npy", ".npz", ".pickle"),
+    *(".pkl", ".pq", ".pt", ".safetensors", ".tar", ".tsv", ".txt", ".zip"),
+}
 
 
 @as_help
@@ -103,7 +108,7 @@ def run(
 
 
 def _check_output(name: str) -> None:
-    """Check that the output is a folder or a .parquet file; a folder has no suffix, or is there."""
+    """Check that the name of the output fits what is written."""
     output = Path(name)
     suffix = output.suffix.lower()
     if is_url(name):
@@ -114,7 +119,7 @@ def _check_output(name: str) -> None:
     elif output.is_dir():
         if suffix == SUFFIX:
             raise UserError(f"{output} is a folder; give a file name, or another folder.")
-    elif suffix not in ("", SUFFIX):
+    elif suffix in OTHER_FORMATS:
         raise UserError(
             f"--output {output.name}: only Parquet is supported. Give a file name that ends in "
             f"{SUFFIX}, or a folder."

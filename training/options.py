@@ -54,7 +54,6 @@ def _form(kind: Any) -> dict[str, Any]:
     if parts[-1] is not Ellipsis:
         return {"nargs": len(parts)}
     several = _form(parts[0])
-    return several | ({"action": "append"} if several.get("nargs") else _MANY)
-
-
-_MANY = {"nargs": "+", "action": "extend"}
+    if several.get("nargs"):
+        return several | {"action": "append"}
+    return several | {"nargs": "+", "action": "extend"}

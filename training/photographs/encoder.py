@@ -59,14 +59,6 @@ class KnownNames:
             vectors_KD=self.vectors_KD[~is_left_out],
         )
 
-    def with_vectors(self, vectors: Mapping[str, NDArray[np.float32]]) -> "KnownNames":
-        """The same names, some with other vectors; those of unknown names are left out."""
-        vectors_KD = self.vectors_KD.copy()
-        for place, name in enumerate(self.names):
-            if name in vectors:
-                vectors_KD[place] = l2_normalize(vectors[name])
-        return replace(self, vectors_KD=vectors_KD)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitMoments:
@@ -197,8 +189,7 @@ def build_encoder(
     space, drawings = fit_drawings(fitted, moments.names)
     axes_DC, classes = fit_classes(read_classes())
     if is_twin:
-        drawings = drawings.without(withheld(drawings.names))
-        classes = classes.without(withheld(classes.names))
+        drawings, classes = (one.without(withheld(one.names)) for one in (drawings, classes))
     tokenizer = load_tokenizer()
     config = CellConfig(
         drawing_width=DRAWING_WIDTH,
@@ -209,7 +200,10 @@ def build_encoder(
     )
     encoder = CellEncoder(config, tokenizer)
     _fill_vision(encoder.vision, trunk, space, axes_DC)
-    classes = classes.with_vectors(region_classes(encoder.vision, regions))
+    regional = region_classes(encoder.vision, regions)
+    for place, name in enumerate(classes.names):
+        if name in regional:
+            classes.vectors_KD[place] = l2_normalize(regional[name])
     load_minilm(encoder.text.sentence)
     for kernel, known in ((encoder.text.drawings, drawings), (encoder.text.classes, classes)):
         kernel.keys.weight.copy_(torch.from_numpy(known.keys_KE))

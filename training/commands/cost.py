@@ -96,7 +96,9 @@ def estimate(config: TrainingConfig, *, num_devices: int = NUM_RANKS) -> RunCost
     trained = 4 if config.checkpoint_activations else 3
     views = 1 if isinstance(method, DistillConfig) else 2  # the whole image, and a masked one
     vision = views * _vision(model, size) + crops.num_local * _vision(model, crops.local_size)
-    text = _CAPTIONS * _text(model)
+    ids_BL = torch.zeros((1, MAX_TOKENS), dtype=torch.int64, device="meta")
+    # Without a mask, whose values are unknown.
+    text = _CAPTIONS * _count(lambda: model.get_text_features(input_ids=ids_BL))
     tokens = (size // 14) ** 2 + crops.num_local
     width = vision_of(model.config).hidden_size
     heads = _count(lambda: head.mlp(torch.empty(tokens, width, device="meta")) @ head.prototypes.T)
@@ -127,11 +129,6 @@ def _model(config: TrainingConfig) -> Tipsv2Model:
 
 def _vision(model: Tipsv2Model, size: int) -> int:
     return _count(lambda: vision_tokens(model, torch.empty(1, 3, size, size, device="meta")))
-
-
-def _text(model: Tipsv2Model) -> int:
-    ids_BL = torch.zeros((1, MAX_TOKENS), dtype=torch.int64, device="meta")
-    return _count(lambda: model.get_text_features(input_ids=ids_BL))  # a mask's values are unknown
 
 
 def _count(forward: Callable[[], object]) -> int:

@@ -4,7 +4,7 @@ Decisions are made on the development sets only.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from model.encoder import Encoder
 from training.data.concepts import all_concepts
 from training.data.folder import EMOJI_TRAIN_STYLES, DataFolder, common_names, seen_names
 from training.data.scenes import Scene, SceneConfig, SceneSource, compose_scene
+from training.data.sprites import SpriteBank
 from training.evaluate.encoder import encode_images, encode_names
 from training.evaluate.ranking import ClassificationBenchmark, single_drawings
 from training.evaluate.zero_shot_segmentation import (
@@ -144,48 +145,45 @@ def held_out_drawings(data: DataFolder, num_scenes: int) -> list[ClassificationB
         ("unseen concepts in seen styles", EMOJI_TRAIN_STYLES, "unseen", unseen, unseen),
         ("unseen concepts in Fluent 3D", ("fluent-3d",), "unseen", unseen, unseen),
     ]
-    sets = [
-        single_drawings(
-            f"{title}, one of {len(names)} {kind} names",
-            data.bank(),
-            styles=styles,
-            shown=shown,
-            names=names,
-        )
+    named = [
+        (f"{title}, one of {len(names)} {kind} names", styles, shown, names)
         for title, styles, kind, shown, names in parts
     ]
+    sets = _single(data.bank(), named)
     stamps = data.stamp_source()
     return sets if stamps is None else sets + _stamps(stamps, num_scenes)
 
 
 def _stamps(source: SceneSource, num_scenes: int) -> list[ClassificationBenchmark]:
-    title = "photo stamps of Tux Paint"
-    kind = f"one of {len(source.names)} names"
+    title, names = "photo stamps of Tux Paint", source.names
+    kind = f"one of {len(names)} names"
     scenes = [compose_scene(source, index, _ALONE) for index in range(num_scenes)]
     return [
-        single_drawings(
-            f"{title}, {kind}",
-            source.bank,
-            styles=source.styles,
-            shown=source.names,
-            names=source.names,
-        ),
+        *_single(source.bank, [(f"{title}, {kind}", source.styles, names, names)]),
         ClassificationBenchmark(
             name=f"{title} on scenes' backgrounds, {kind}",
             images=[scene.pixels_SS3 for scene in scenes],
             labels=[scene.captions.names[0] for scene in scenes],
-            names=sorted(source.names),
+            names=sorted(names),
         ),
     ]
 
 
 def development_drawings(data: DataFolder) -> list[ClassificationBenchmark]:
     """The development drawings: names and styles of the development scenes."""
-    parts: Sequence[tuple[str, tuple[str, ...], frozenset[str]]] = (
-        ("val", EMOJI_TRAIN_STYLES, common_names()),
-        ("val-style", ("fluent-3d",), rare_names()),
-    )
+    common, rare = common_names(), rare_names()
+    sets = [
+        ("val", EMOJI_TRAIN_STYLES, common, common),
+        ("val-style", ("fluent-3d",), rare, rare),
+    ]
+    return _single(data.bank(), sets)
+
+
+def _single(
+    bank: SpriteBank, sets: Iterable[tuple[str, Sequence[str], frozenset[str], frozenset[str]]]
+) -> list[ClassificationBenchmark]:
+    """Sets of single drawings: name, styles, shown names and candidates of each."""
     return [
-        single_drawings(name, data.bank(), styles=styles, shown=names, names=names)
-        for name, styles, names in parts
+        single_drawings(name, bank, styles=styles, shown=shown, names=names)
+        for name, styles, shown, names in sets
     ]

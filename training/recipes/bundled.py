@@ -30,6 +30,12 @@ def close_ups(*, until: float, common_share: float, unnamed: int = 0) -> Stage:
     )
 
 
+def _scenes(common_share: float, size: int, *count_weights: float) -> SceneConfig:
+    return SceneConfig(
+        size=size, count_weights=count_weights, common_share=common_share, is_augmented=True
+    )
+
+
 def teacher() -> TrainingConfig:
     """Pretrain a small teacher: two caption streams, and iBOT++ in the second half."""
     return TrainingConfig(
@@ -50,12 +56,6 @@ def teacher() -> TrainingConfig:
 
 def first_student() -> TrainingConfig:
     """Distil the first teacher, contrast patches with names, end at a higher resolution."""
-
-    def scenes(size: int, *count_weights: float) -> SceneConfig:
-        return SceneConfig(
-            size=size, count_weights=count_weights, common_share=0.8, is_augmented=True
-        )
-
     return TrainingConfig(
         name=FIRST_STUDENT,
         method=DistillConfig(
@@ -70,8 +70,8 @@ def first_student() -> TrainingConfig:
         data=DataConfig(
             stages=(
                 close_ups(until=0.31, common_share=0.8),
-                Stage(until=0.87, scenes=scenes(84, 0.25, 0.4, 0.35)),
-                Stage(scenes=scenes(112, 0.2, 0.4, 0.4)),
+                Stage(until=0.87, scenes=_scenes(0.8, 84, 0.25, 0.4, 0.35)),
+                Stage(scenes=_scenes(0.8, 112, 0.2, 0.4, 0.4)),
             )
         ),
         optim=OptimConfig(muon_lr=6e-3, adamw_lr=2e-3),
@@ -103,12 +103,6 @@ def student() -> TrainingConfig:
 
     The teacher is dropped late in the training, because the student is better by then.
     """
-
-    def scenes(size: int, *count_weights: float) -> SceneConfig:
-        return SceneConfig(
-            size=size, count_weights=count_weights, common_share=0.7, is_augmented=True
-        )
-
     return TrainingConfig(
         name="student",
         method=DistillConfig(
@@ -125,8 +119,8 @@ def student() -> TrainingConfig:
         data=DataConfig(
             stages=(
                 close_ups(until=_CLOSE_UPS_UNTIL, common_share=0.7, unnamed=64),
-                Stage(until=0.86, scenes=scenes(84, 0.25, 0.4, 0.35), unnamed=48),
-                Stage(scenes=scenes(112, 0.2, 0.4, 0.4)),
+                Stage(until=0.86, scenes=_scenes(0.7, 84, 0.25, 0.4, 0.35), unnamed=48),
+                Stage(scenes=_scenes(0.7, 112, 0.2, 0.4, 0.4)),
             )
         ),
         optim=OptimConfig(muon_lr=6e-3, adamw_lr=2e-3),

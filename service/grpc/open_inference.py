@@ -15,15 +15,7 @@ from service.grpc.generated import open_inference_pb2 as pb
 from service.grpc.generated.open_inference_pb2_grpc import GRPCInferenceServiceServicer
 from service.messages import ModelInfo, RequestLimits
 from service.models.registry import ModelRepository, managed_repository
-from service.open_inference import metadata
-from service.open_inference.inference import (
-    InferAnswer,
-    InferRequest,
-    LoadParameters,
-    Parameters,
-    infer,
-    read_parameters,
-)
+from service.open_inference import inference, metadata
 from service.open_inference.tensors import InputTensor, TensorHead, read_tensor
 
 # Field of `contents` that has the elements of each datatype.
@@ -98,7 +90,9 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         read = partial(to_infer, request, self._plane.limits)
         # Every number in a list becomes a Python object, and an image has a million.
         message = read() if request.raw_input_contents else await self._plane.offload(read)
-        return from_infer(await infer(self._plane, message, current_call.get()), request.id)
+        return from_infer(
+            await inference.infer(self._plane, message, current_call.get()), request.id
+        )
 
     async def ModelStreamInfer(  # noqa: N802
         self, request: pb.ModelInferRequest, context: Any
@@ -122,7 +116,9 @@ class InferenceServicer(GRPCInferenceServiceServicer):
     ) -> pb.RepositoryModelLoadResponse:
         """Serve a package under a name; returns once the model answers requests."""
         repository = self._open_repository(request)
-        asked = read_parameters(LoadParameters, to_parameters(request.parameters))
+        asked = inference.read_parameters(
+            inference.LoadParameters, to_parameters(request.parameters)
+        )
         await repository.load(request.model_name, asked.package)
         return pb.RepositoryModelLoadResponse()
 
@@ -140,7 +136,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         return repository
 
 
-def to_infer(request: pb.ModelInferRequest, limits: RequestLimits) -> InferRequest:
+def to_infer(request: pb.ModelInferRequest, limits: RequestLimits) -> inference.InferRequest:
     """Read a request.
 
     Raises:
@@ -158,7 +154,7 @@ def to_infer(request: pb.ModelInferRequest, limits: RequestLimits) -> InferReque
             code="wrong_size",
             param="raw_input_contents",
         )
-    return InferRequest(
+    return inference.InferRequest(
         model=request.model_name,
         version=request.model_version,
         inputs=[
@@ -166,7 +162,9 @@ def to_infer(request: pb.ModelInferRequest, limits: RequestLimits) -> InferReque
             for index, tensor in enumerate(request.inputs)
         ],
         outputs=[output.name for output in request.outputs],
-        parameters=read_parameters(Parameters, to_parameters(request.parameters)),
+        parameters=inference.read_parameters(
+            inference.Parameters, to_parameters(request.parameters)
+        ),
     )
 
 
@@ -212,7 +210,7 @@ def to_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def from_infer(answer: InferAnswer, request_id: str) -> pb.ModelInferResponse:
+def from_infer(answer: inference.InferAnswer, request_id: str) -> pb.ModelInferResponse:
     """Write an answer with raw elements."""
     tensor = pb.ModelInferResponse.InferOutputTensor
     arrays = answer.outputs.items()

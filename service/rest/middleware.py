@@ -53,11 +53,6 @@ class Exchange:
         has_left: Whether the client has closed the connection.
     """
 
-    __slots__ = (
-        *("_call", "_is_sent", "_is_last", "_max_bytes", "_num_bytes", "_receive", "_send"),
-        *("_task", "_watching", "has_left", "status", "ticket"),
-    )
-
     def __init__(
         self, receive: Receive, send: Send, ticket: Ticket, *, max_body_bytes: int, is_last: bool
     ) -> None:

@@ -16,14 +16,7 @@ from service.data_plane import DataPlane
 from service.errors import InvalidRequest
 from service.messages import ModelInfo, RequestLimits
 from service.models.registry import ModelRepository, managed_repository
-from service.open_inference import metadata
-from service.open_inference.inference import (
-    InferAnswer,
-    InferRequest,
-    LoadParameters,
-    Parameters,
-    infer,
-)
+from service.open_inference import inference, metadata
 from service.open_inference.tensors import IMAGE, INPUTS, InputTensor, TensorHead, read_tensor
 from service.rest.inputs import (
     MAX_TENSOR_COMMAS,
@@ -82,7 +75,7 @@ class OutputBody(DialectSchema):
     parameters: OutputParameters = OutputParameters()
 
 
-class InferParameters(Parameters):
+class InferParameters(inference.Parameters):
     """Parameters of a request, and how its outputs are sent."""
 
     binary_data_output: bool = False
@@ -112,7 +105,7 @@ class IndexBody(DialectSchema):
 class LoadBody(DialectSchema):
     """What to load."""
 
-    parameters: LoadParameters = LoadParameters()
+    parameters: inference.LoadParameters = inference.LoadParameters()
 
 
 class UnloadBody(DialectSchema):
@@ -220,14 +213,14 @@ async def _infer(request: Request, plane: DataPlane, model: str, version: str) -
     asked = {one.name: one.parameters.binary_data for one in body.outputs}
     is_binary = {name: default if own is None else own for name, own in asked.items()}
     call.answer_encoding = "bytes" if all((is_binary or {"": default}).values()) else "list"
-    message = InferRequest(
+    message = inference.InferRequest(
         model=model,
         version=version,
         inputs=inputs,
         outputs=[one.name for one in body.outputs],
         parameters=body.parameters,
     )
-    answer = await infer(plane, message, call)
+    answer = await inference.infer(plane, message, call)
     is_binary = {name: is_binary.get(name, default) for name in answer.outputs}
     write = partial(write_infer, answer, body.id, is_binary)
     return await write_content(plane, write, sum(one.size for one in answer.outputs.values()))
@@ -316,7 +309,7 @@ def _json_elements(head: TensorHead, data: list[Any]) -> list[Any]:
 
 
 def write_infer(
-    answer: InferAnswer, request_id: str | None, is_binary: Mapping[str, bool]
+    answer: inference.InferAnswer, request_id: str | None, is_binary: Mapping[str, bool]
 ) -> Response:
     """Write the response. CPU work: one copy of the binary outputs.
 

@@ -190,15 +190,13 @@ class ResponseWriter(Generic[AnswerT, OptionsT]):
         """
         is_file = media in {PNG, NPY}
         is_many = is_file and self.png is not None and num_images > 1
-        other = f"{JSON} or {SAFETENSORS} (safetensors)"
-        partial_text = f"{media} cannot hold errors: accept {other}, or omit partial."
-        _check(
-            [
-                (is_many, "images", f"{media} holds one image: send one image."),
-                *self.rules(options, media),
-                (is_file and options.partial, "partial", partial_text),
-            ]
+        no_errors = (
+            f"{media} cannot hold errors: accept {JSON} or {SAFETENSORS} (safetensors), or omit "
+            "partial."
         )
+        _check([(is_many, "images", f"{media} holds one image: send one image.")])
+        _check(self.rules(options, media))
+        _check([(is_file and options.partial, "partial", no_errors)])
 
     def answer_encoding(self, options: OptionsT, media: str) -> AnswerEncoding:
         """How arrays are written, for the memory of the answer."""

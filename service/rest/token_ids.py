@@ -3,7 +3,6 @@
 The library tiktoken would do it, too, but it downloads the vocabulary when it has none.
 """
 
-import binascii
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ class TokenVocabulary:
         try:
             rows = [line.split() for line in file.read_bytes().splitlines() if line]
             return cls({int(number): b64decode(token, validate=True) for token, number in rows})
-        except (ValueError, binascii.Error):
+        except ValueError:  # also of base64
             raise ValueError(
                 f"token_vocabulary: {file} is not a vocabulary of tiktoken, such as "
                 "cl100k_base.tiktoken"
@@ -41,10 +40,8 @@ class TokenVocabulary:
         Raises:
             InvalidRequest: An id is not in the vocabulary.
         """
-        try:
-            return b"".join([self._tokens[number] for number in ids]).decode("utf-8", "replace")
-        except KeyError as error:
-            raise InvalidRequest(
-                f"{param} has {error.args[0]}, which is not a token of the server's vocabulary.",
-                param=param,
-            ) from None
+        for number in ids:
+            if number not in self._tokens:
+                text = f"{param} has {number}, which is not a token of the server's vocabulary."
+                raise InvalidRequest(text, param=param)
+        return b"".join([self._tokens[number] for number in ids]).decode("utf-8", "replace")

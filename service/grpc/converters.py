@@ -50,7 +50,6 @@ from service.outputs.run_lengths import compress_counts
 M = TypeVar("M")
 # Writes an answer of the data plane to a given response, or to a new one.
 Writer = Callable[..., Any]
-BOX_FIELDS = ("left", "top", "width", "height")
 
 
 def _reader(message: Callable[..., M], **required: Any) -> Callable[[Message], M]:
@@ -206,13 +205,9 @@ def _fill_mask(
     height, width = mask.labels_HW.shape
     counts = compress_counts([one.counts for one in mask.instances])
     for one, text in zip(mask.instances, counts, strict=True):
-        item.instances.add(
-            label=one.label,
-            area=one.area,
-            box=segment_pb2.Box(**dict(zip(BOX_FIELDS, one.box, strict=True))),
-            score=one.score,
-            mask=segment_pb2.RunLengths(height=height, width=width, counts=text),
-        )
+        added = item.instances.add(label=one.label, area=one.area, score=one.score)
+        added.box.left, added.box.top, added.box.width, added.box.height = one.box
+        added.mask.height, added.mask.width, added.mask.counts = height, width, text
 
 
 def _fill_classes(
@@ -221,6 +216,11 @@ def _fill_classes(
     for label, probability, cosine in found.rows():
         name = answer.classes[label - 1]
         item.classes.add(label=label, name=name, probability=probability, cosine=cosine)
+
+
+def _maps_writer(response: Callable[[], Any], field: str) -> Writer:
+    """Of responses with one map per image, in this field of an item."""
+    return _writer(response, "maps", lambda item, m, _: write_tensor(getattr(item, field), m))
 
 
 from_embed_images = _writer(
@@ -233,19 +233,9 @@ from_segment_images = _writer(segment_pb2.SegmentImagesResponse, "segmentations"
 from_classify_images = _writer(
     classify_pb2.ClassifyImagesResponse, "classifications", _fill_classes
 )
-from_depth = _writer(
-    dense_pb2.EstimateDepthResponse, "maps", lambda item, map_, _: write_tensor(item.depth, map_)
-)
-from_normals = _writer(
-    dense_pb2.EstimateNormalsResponse,
-    "maps",
-    lambda item, map_, _: write_tensor(item.normals, map_),
-)
-from_visualize_features = _writer(
-    features_pb2.VisualizeFeaturesResponse,
-    "maps",
-    lambda item, map_, _: write_tensor(item.features, map_),
-)
+from_depth = _maps_writer(dense_pb2.EstimateDepthResponse, "depth")
+from_normals = _maps_writer(dense_pb2.EstimateNormalsResponse, "normals")
+from_visualize_features = _maps_writer(features_pb2.VisualizeFeaturesResponse, "features")
 
 
 def from_model(info: ModelInfo) -> model_pb2.Model:

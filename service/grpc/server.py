@@ -60,7 +60,7 @@ class GrpcServer:
         Args:
             plane: Answers.
             telemetry: Counts, times and logs.
-            protection: Limits.
+            protection: Limits, keys and TLS.
             address: Host and port.
             repository: Loads models; None if callers may not.
             is_shared: Whether other processes of this server listen on the port too.

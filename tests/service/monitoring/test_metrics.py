@@ -3,8 +3,7 @@
 import asyncio
 import sys
 import time
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -12,52 +11,42 @@ import pytest
 from service.monitoring.metrics import Metrics, watching_loop_lag
 
 
-class FakeNvml(ModuleType):
-    """Two GPUs, of which the second has no power sensor."""
+class NVMLError(Exception):
+    """As the library's own."""
 
-    NVML_TEMPERATURE_GPU = 0
 
-    class NVMLError(Exception):
-        """As the library's own."""
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The library with two GPUs, of which the second has no power sensor."""
 
-    def __init__(self) -> None:
-        super().__init__("pynvml")
-        self.percent = 25
-
-    def nvmlInit(self) -> None:  # noqa: N802 - named by the library, as all below
-        """Do nothing."""
-
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
-        return 2
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
-        return index
-
-    def nvmlDeviceGetUtilizationRates(self, gpu: int) -> Any:  # noqa: N802
-        return SimpleNamespace(gpu=self.percent + gpu)
-
-    def nvmlDeviceGetMemoryInfo(self, gpu: int) -> Any:  # noqa: N802
-        return SimpleNamespace(used=1000 + gpu, total=80_000)
-
-    def nvmlDeviceGetPowerUsage(self, gpu: int) -> int:  # noqa: N802
+    def power(gpu: int) -> int:
         if gpu == 1:
-            raise self.NVMLError("Not Supported")
+            raise NVMLError("Not Supported")
         return 350_000
 
-    def nvmlDeviceGetTemperature(self, gpu: int, sensor: int) -> int:  # noqa: N802
-        return 60 + gpu + sensor
+    made = SimpleNamespace(
+        NVMLError=NVMLError,
+        NVML_TEMPERATURE_GPU=0,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=int,
+        nvmlDeviceGetUtilizationRates=lambda gpu: SimpleNamespace(gpu=25 + gpu),
+        nvmlDeviceGetMemoryInfo=lambda gpu: SimpleNamespace(used=1000 + gpu, total=80_000),
+        nvmlDeviceGetPowerUsage=power,
+        nvmlDeviceGetTemperature=lambda gpu, sensor: 60 + gpu + sensor,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", made)
+    return made
 
 
-def test_each_gpu_is_read_at_each_scrape(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml = FakeNvml()
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+def test_each_gpu_is_read_at_each_scrape(metrics: Metrics, nvml: SimpleNamespace) -> None:
     metrics.watch_gpus()
 
     def read(name: str, gpu: int) -> float | None:
         return metrics.registry.get_sample_value(f"tipserve_gpu_{name}", {"gpu": str(gpu)})
 
     assert read("utilization_ratio", 0) == 0.25
-    nvml.percent = 75
+    nvml.nvmlDeviceGetUtilizationRates = lambda gpu: SimpleNamespace(gpu=75 + gpu)
     assert read("utilization_ratio", 1) == 0.76
     assert (read("memory_used_bytes", 1), read("memory_total_bytes", 0)) == (1001, 80_000)
     assert (read("power_watts", 0), read("power_watts", 1)) == (350, None)
@@ -66,14 +55,9 @@ def test_each_gpu_is_read_at_each_scrape(metrics: Metrics, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("function", ["nvmlInit", "nvmlDeviceGetCount"])
 def test_a_driver_that_refuses_leaves_the_other_metrics(
-    metrics: Metrics,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    function: str,
+    metrics: Metrics, nvml: SimpleNamespace, caplog: pytest.LogCaptureFixture, function: str
 ) -> None:
-    nvml = FakeNvml()
-    monkeypatch.setattr(nvml, function, Mock(side_effect=nvml.NVMLError("Unknown Error")))
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    setattr(nvml, function, Mock(side_effect=NVMLError("Unknown Error")))
     caplog.set_level("INFO")
     metrics.watch_gpus()
     assert "NVML does not start (Unknown Error)" in caplog.text

@@ -114,3 +114,9 @@ def test_examples_have_their_fields_and_need_json() -> None:
     (sent,) = grpc_wire.write_request(request).classes
     assert (sent.examples[0].point.y, sent.examples[1].image) == (2, 1)
     assert sent.examples[2].mask.counts == "6"
+
+
+@pytest.mark.parametrize(("name", "form"), [("dog", "params"), ("a, b", "json"), (" dog", "json")])
+def test_names_that_a_query_would_change_are_sent_as_json(name: str, form: str) -> None:
+    request = make_request("segment_images", {}, images=b"x", classes=[name])
+    assert form in http_wire.write_request(request)

@@ -4,7 +4,7 @@ A request mixes texts and images in one list. The data plane takes them separate
 each item is kept for the order of the answer and for the names of fields in errors.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, cast
 
 import pybase64
@@ -210,18 +210,24 @@ async def embed(
         answer = await plane.embed_mixed(message, current_call.get())
 
     def write() -> bytes:
-        rows = {True: iter(answer.images_BD), False: iter(answer.texts_TD)}
-        vectors: list[Any] = [next(rows[is_one]) for is_one in is_image]
-        if body.encoding_format == "base64":
-            vectors = [pybase64.b64encode_as_string(row_D.tobytes()) for row_D in vectors]
-        data = [
-            {"object": "embedding", "index": index, "embedding": vector}
-            for index, vector in enumerate(vectors)
-        ]
-        return dump(document(answer, data))
+        return dump(document(answer, _entries(answer, is_image, body.encoding_format)))
 
     num_values = answer.images_BD.size + answer.texts_TD.size
     return Response(await write_content(plane, write, num_values), media_type=JSON)
+
+
+def _entries(
+    answer: EmbedMixedResponse, is_image: Sequence[bool], encoding: str
+) -> list[dict[str, Any]]:
+    """The vectors in the order of the request."""
+    rows = {True: iter(answer.images_BD), False: iter(answer.texts_TD)}
+    vectors: list[Any] = [next(rows[is_one]) for is_one in is_image]
+    if encoding == "base64":
+        vectors = [pybase64.b64encode_as_string(row_D.tobytes()) for row_D in vectors]
+    return [
+        {"object": "embedding", "index": index, "embedding": vector}
+        for index, vector in enumerate(vectors)
+    ]
 
 
 def _document(answer: EmbedMixedResponse, data: list[Any]) -> dict[str, Any]:

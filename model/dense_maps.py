@@ -103,7 +103,8 @@ def label_map(logits_Khw: NDArray[np.float32]) -> NDArray[np.uint16]:
 def bicubic_matrix(size_in: int, size_out: int) -> NDArray[np.float32]:
     """Weights [size_out, size_in] of cubic convolution between pixel centres; rows sum to 1.
 
-    Equal to torch's `interpolate(mode="bicubic", align_corners=False)`.
+    Equal to torch's `interpolate(mode="bicubic", align_corners=False)`: no antialiasing, and the
+    outermost pixel is repeated beyond the edge.
     """
     centres = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
     first = np.floor(centres).astype(np.intp) - 1

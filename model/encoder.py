@@ -89,7 +89,10 @@ class Encoder:
         return Towers(name=type(self).__name__, vision=self.vision, text=self.text)
 
     def save(self, folder: Path) -> None:
-        """Write config.json with a `model_type`, model.safetensors and tokenizer.json."""
+        """Write config.json with a `model_type`, model.safetensors and tokenizer.json.
+
+        Weights are never a pickle.
+        """
         raise NotImplementedError
 
 

@@ -45,7 +45,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
-    """Write a file; after a crash it holds the old content or the new one, never a part."""
+    """Write a file; after a crash it holds the old content or the new one, never a part.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     with atomic_file(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 

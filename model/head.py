@@ -84,7 +84,11 @@ class Head:
 
 
 def vision_digest(manifest: Manifest) -> str:
-    """SHA-256 of a package's vision graph in float32; all its precisions are made from it."""
+    """SHA-256 of a package's vision graph in float32; all its precisions are made from it.
+
+    Raises:
+        HeadError: The package has no such graph.
+    """
     entry = manifest.files.get(VISION_FILE)
     if entry is None:
         raise HeadError(f"{manifest.name} has no {VISION_FILE}, which a head belongs to")

@@ -235,7 +235,12 @@ def decode_image(
     reduce_to: SizeMap | None = None,
     formats: tuple[str, ...] = FORMATS,
 ) -> NDArray[np.uint8]:
-    """Decode an image as `load_image` does, to upright uint8 RGB [H, W, 3]."""
+    """Decode an image as `load_image` does, to upright uint8 RGB [H, W, 3].
+
+    Raises:
+        ImageError: Not an image of these formats, or broken.
+        ImageTooLarge: Over a limit.
+    """
     loaded = load_image(data, limits, reduce_to=reduce_to, formats=formats)
     image = loaded.upright(loaded.image)
     del loaded  # else a turned image is in memory twice

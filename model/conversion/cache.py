@@ -129,7 +129,11 @@ def discard(folder: Path) -> None:
 
 
 def content_of(path: Path) -> dict[str, JsonValue]:
-    """The identity of a checkpoint's folder: SHA-256 and size of each of its files."""
+    """The identity of a checkpoint's folder: SHA-256 and size of each of its files.
+
+    Raises:
+        SourceError: A file cannot be read.
+    """
     try:
         return {
             file.name: {"sha256": sha256(file), "size_bytes": file.stat().st_size}

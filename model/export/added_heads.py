@@ -38,7 +38,7 @@ class AddedHeads:
 
     Attributes:
         modules: By task, in float32: `TAPS` to metres [B, H', W'], vectors [B, 3, H', W'] or logits
-        [B, K, H', W']. Weights that `round_weights` has rounded are stored in half of the
+            [B, K, H', W']. Weights that `round_weights` has rounded are stored in half of the
             bytes.
         scores: Their scores; they replace those of the same tasks.
         provenance: What each was fitted to; `DESCRIPTION` is a sentence for the card.

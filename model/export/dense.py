@@ -35,7 +35,11 @@ UNNAMED: Final = re.compile(r"LABEL_\d+")
 
 
 class TappedVision(nn.Module):
-    """The vision tower with its embeddings and the taps, after the backbone's final LayerNorm."""
+    """The vision tower with its embeddings and the taps, after the backbone's final LayerNorm.
+
+    Raises:
+        ValueError: The backbone does not apply the final LayerNorm to its taps.
+    """
 
     def __init__(self, dense: Tipsv2DptForDensePrediction) -> None:
         super().__init__()

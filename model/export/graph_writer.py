@@ -48,7 +48,11 @@ PARTS: Final[dict[ExportPrecision, frozenset[Part]]] = {
 def draft_manifest(
     encoder: Encoder, *, name: str, dense: Tipsv2DptForDensePrediction | None = None
 ) -> Manifest:
-    """Draft a manifest from the encoder and its heads; files, parity and provenance come later."""
+    """Draft a manifest from the encoder and its heads; files, parity and provenance come later.
+
+    Raises:
+        ValidationError: The name is not valid.
+    """
     unit, native = encoder.size_multiple, encoder.native_size
     return Manifest(
         name=name,

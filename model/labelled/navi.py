@@ -39,7 +39,11 @@ class NaviImage(ImageSource):
     short_side: int = 1
 
     def read(self) -> bytes:
-        """The square as PNG, 512 x 512 pixels."""
+        """The square as PNG, 512 x 512 pixels.
+
+        Raises:
+            SetError: A file cannot be read.
+        """
         upright = ImageOps.exif_transpose(_open(self.path).convert("RGB"))
         scale = FIRST_SIDE / min(upright.size)
         size = int(upright.width * scale), int(upright.height * scale)
@@ -54,7 +58,11 @@ class NaviImage(ImageSource):
         return square_around(self.read_depth() > 0, self.depth)
 
     def read_depth(self) -> Floats:
-        """Depth in metres of the centre of the image, 512 x 512 pixels; 0 is none."""
+        """Depth in metres of the centre of the image, 512 x 512 pixels; 0 is none.
+
+        Raises:
+            SetError: The file cannot be read.
+        """
         disparity_hw = np.asarray(_open(self.depth)).astype(np.float64) * DISPARITY_STEP
         height, width = disparity_hw.shape
         scale = FIRST_SIDE / min(height, width)

@@ -135,7 +135,11 @@ class SegmentationSet(MapSet):
     stuff: frozenset[int] = frozenset()
 
     def read(self, index: int) -> NDArray[np.int64]:
-        """Class of every pixel of an image [H, W], from 0; -1 is no class."""
+        """Class of every pixel of an image [H, W], from 0; -1 is no class.
+
+        Raises:
+            SetError: It is no mask, or has a label without a name.
+        """
         classes_HW = self._read(index)
         classes_HW[classes_HW == BACKGROUND] = NO_CLASS
         return classes_HW
@@ -191,7 +195,11 @@ class DepthSet(MapSet):
     size_hw: tuple[int, int] | None = None
 
     def read(self, index: int) -> Floats:
-        """Depth of every pixel of an image in metres [H, W]; NaN is none, or does not count."""
+        """Depth of every pixel of an image in metres [H, W]; NaN is none, or does not count.
+
+        Raises:
+            SetError: It is no depth.
+        """
         path = self.maps[index]
         if path.suffix == ".npy":
             depth_HW = _read_npy(path, "depth in metres has a floating-point number", ())
@@ -217,7 +225,11 @@ class NormalSet(MapSet):
     by_image: bool = False
 
     def read(self, index: int) -> Floats:
-        """Unit normal of every pixel of an image [H, W, 3]; NaN is none."""
+        """Unit normal of every pixel of an image [H, W, 3]; NaN is none.
+
+        Raises:
+            SetError: It has no normals.
+        """
         path = self.maps[index]
         if path.suffix == ".npy":
             normals_HW3 = _read_npy(path, "normals have three floating-point numbers", (3,))
@@ -333,7 +345,11 @@ def images_below(folder: Path) -> list[Path]:
 def read_segmentation(
     images: Path, masks: Path, names: Path, *, reduce_zero_label: bool = False
 ) -> SegmentationSet:
-    """Images with masks of the same name: `x/a.jpg` has the mask `x/a.png`."""
+    """Images with masks of the same name: `x/a.jpg` has the mask `x/a.png`.
+
+    Raises:
+        SetError: A mask is missing, or the names are invalid.
+    """
     found = images_below(images)
     return SegmentationSet(
         name=images.resolve().name,
@@ -345,12 +361,20 @@ def read_segmentation(
 
 
 def read_depth(images: Path, depths: Path) -> DepthSet:
-    """Images with depth of the same name: `.npy` in metres or `.png` in millimetres."""
+    """Images with depth of the same name: `.npy` in metres or `.png` in millimetres.
+
+    Raises:
+        SetError: A depth is missing.
+    """
     return _with_maps(DepthSet, images, depths, "depth maps")
 
 
 def read_normals(images: Path, normals: Path) -> NormalSet:
-    """Images with normals of the same name: `.npy`, or `.png` as the server writes it."""
+    """Images with normals of the same name: `.npy`, or `.png` as the server writes it.
+
+    Raises:
+        SetError: Normals are missing.
+    """
     return _with_maps(NormalSet, images, normals, "normal maps")
 
 
@@ -390,7 +414,11 @@ def existing(paths: Iterable[Path], noun: str = "images", advice: str = "") -> l
 
 
 def read_classes(folder: Path) -> LabelledSet:
-    """Images in a folder for each of two or more classes, named after it; `_` is a space."""
+    """Images in a folder for each of two or more classes, named after it; `_` is a space.
+
+    Raises:
+        SetError: There are fewer than two classes, or a class has no images.
+    """
     folders = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
     if len(folders) < 2:
         raise SetError(f"{folder} needs a folder of images for each of at least two classes.")
@@ -417,7 +445,11 @@ def read_split(folder: Path) -> Split[LabelledSet]:
 
 
 def read_instances(folder: Path) -> InstanceSet:
-    """A folder of images for each thing, below `query` and `index` or without them."""
+    """A folder of images for each thing, below `query` and `index` or without them.
+
+    Raises:
+        SetError: A folder is missing, or there is nothing to find.
+    """
     parts = [part for part in ("query", "index") if (folder / part).is_dir()]
     if len(parts) == 1:
         raise SetError(f"{folder} has {parts[0]}/ only; it needs query/ and index/, or neither.")
@@ -444,7 +476,11 @@ def own_queries(things: Sequence[int]) -> list[Query]:
 
 
 def read_captioned(folder: Path) -> CaptionedSet:
-    """Images with a caption file of the same name, or WebDataset shards: see `read_captions`."""
+    """Images with a caption file of the same name, or WebDataset shards: see `read_captions`.
+
+    Raises:
+        SetError: There are neither, or an image has no caption.
+    """
     shards = [folder] if folder.suffix == ".tar" else sorted(folder.glob("*.tar"))
     rows = [row for shard in shards for row in _shard_rows(shard)] or list(_file_rows(folder))
     left_out = Counter(reason for _, found in rows for reason in found.left_out)

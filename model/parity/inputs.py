@@ -56,7 +56,17 @@ def calibration_images() -> tuple[RgbImage, ...]:
 def image_batch(
     images: Sequence[RgbImage], size_hw: tuple[int, int], *, batch: int, first: int = 0
 ) -> NDArray[np.float32]:
-    """Make model input, float32 [B, 3, H, W] in [0, 1], of uint8 images, which repeat."""
+    """Make model input of consecutive images; the first follows the last.
+
+    Args:
+        images: uint8 [H, W, 3] of any sizes.
+        size_hw: Height and width to squash them to, in pixels.
+        batch: Number of images.
+        first: Index of the first image.
+
+    Returns:
+        float32 [B, 3, H, W] in [0, 1].
+    """
     chosen = [images[(first + item) % len(images)] for item in range(batch)]
     return np.stack([prepare_image(pixels_HW3, size_hw) for pixels_HW3 in chosen])
 

@@ -120,6 +120,9 @@ def openvino_core() -> Any:
     On CPUs with AMX a core gives the first thread that compiles with it a signal stack. If several
     cores are freed in another order than they were made, that thread keeps a stack that is no
     longer mapped, and its next signal kills the process (OpenVINO 2026.4, by `sigaltstack`).
+
+    Raises:
+        MissingRuntimeError: OpenVINO is not installed.
     """
     return _only_one(import_openvino().Core)
 

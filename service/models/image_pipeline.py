@@ -36,9 +36,6 @@ TRIMMED_BYTES: Final = 16 * 2**20
 # decoded or a large answer is made, runtimes free what they keep for later batches. Each time costs
 # some 25 ms of CPU time with the next batch; a PNG of 25 megapixels takes 500.
 RELEASED_BYTES: Final = 96 * 2**20
-# Images of so many bytes together are digested and measured at once: to hand that to a thread takes
-# as long.
-INLINE_BYTES: Final = 128 * 1024
 
 
 # What is made for every request is not frozen: that doubles the time to make it.
@@ -134,12 +131,8 @@ class ImagePipeline:
         if not job.given:
             return
         with call.stage("decode"):
-            measure = partial(self._measure, job, model, call.key_digest)
-            num_bytes = sum([len(image) for image in job.given if isinstance(image, bytes)])
-            if num_bytes <= INLINE_BYTES:
-                measure()
-            else:
-                await run_in_pool(self._pool, [measure])
+            # Also small ones: while a thread works, the event loop sees that a caller has left.
+            await run_in_pool(self._pool, [partial(self._measure, job, model, call.key_digest)])
         call.sizes_hw = job.sizes_hw
         call.is_cached = not job.errors and not any(image.missing for image in job.images)
 

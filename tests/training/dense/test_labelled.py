@@ -1,4 +1,4 @@
-"""Heads are trained on labelled sets, and are better than the mean map on other images."""
+"""Frozen encoders, and heads trained on labelled sets: better than the mean map on other images."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -13,9 +13,28 @@ from PIL import Image
 from model.labelled.known import read_known, read_train
 from model.labelled.sets import SetError, read_segmentation
 from model.package import ModelPackage, open_package
+from model.preprocess import Fit, prepare_image
 from training.__main__ import main
 from training.dense import labelled
 from training.dense.labelled import FrozenEncoder, LabelledData, hold_out
+
+WIDE = np.random.default_rng(1).integers(0, 256, (56, 84, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("fit", "size_hw"), [("aspect", (56, 84)), ("squash", (56, 56)), (None, (56, 56))]
+)
+def test_an_image_is_embedded_as_it_is_served(
+    tiny_package: ModelPackage, fit: Fit | None, size_hw: tuple[int, int]
+) -> None:
+    encoder = FrozenEncoder.load(tiny_package)
+    with closing(encoder.runtime):
+        found = encoder.as_served(WIDE, fit) if fit else encoder.embed([WIDE] * 9)
+        output = encoder.runtime.encode_images(prepare_image(WIDE, size_hw)[None])
+    patches = output.patches_BND.reshape(1, size_hw[0] // 14, size_hw[1] // 14, -1)
+    assert len(found.cls_PD) == (1 if fit else 9)
+    np.testing.assert_allclose(found.cls_PD[-1:], output.cls1_BD, rtol=2e-3, atol=1e-3)
+    np.testing.assert_allclose(found.patches_PhwD[-1:], patches, rtol=2e-3, atol=1e-3)
 
 
 def known(name: str, folder: Path, kept: Path) -> LabelledData:

@@ -1,9 +1,11 @@
-"""The shared terms: which embeddings are compared with which texts, and which towers learn."""
+"""The shared terms: which embeddings are compared with which texts, which towers learn; masks."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import Tipsv2Model
 
 from model.features import VisionTokens, vision_tokens
@@ -11,6 +13,7 @@ from training.data.batch import Batch
 from training.heads import NameContrast
 from training.losses.contrastive import contrastive_loss
 from training.losses.fine_grained import patch_name_parts
+from training.methods.captioned import random_masks
 from training.methods.terms import caption_terms, embed_texts, name_term
 
 
@@ -51,3 +54,20 @@ def test_names_are_compared_with_the_patches(
         num_shown=4,
     )
     torch.testing.assert_close(term, stray + hidden_P.mean())
+
+
+@given(
+    batch=st.integers(1, 6),
+    num_patches=st.integers(1, 80),
+    ratio=st.floats(0, 1),
+    seed=st.integers(0, 2**31),
+)
+def test_every_image_has_the_same_number_of_masked_patches(
+    batch: int, num_patches: int, ratio: float, seed: int
+) -> None:
+    masked_BN = random_masks(batch, num_patches, ratio, torch.Generator().manual_seed(seed))
+    again_BN = random_masks(batch, num_patches, ratio, torch.Generator().manual_seed(seed))
+    assert masked_BN.dtype == torch.bool
+    assert masked_BN.shape == (batch, num_patches)
+    assert masked_BN.sum(1).tolist() == [round(ratio * num_patches)] * batch
+    assert torch.equal(masked_BN, again_BN)

@@ -15,7 +15,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -55,11 +55,6 @@ class Cost:
     def seconds(self, count: int) -> float:
         """Seconds of a batch."""
         return self.intercept_s + self.slope_s * count
-
-    @property
-    def alone_s(self) -> float:
-        """Seconds of a batch of one."""
-        return self.seconds(1)
 
     @property
     def side(self) -> int:
@@ -109,9 +104,9 @@ class Costs:
             raise PlanError(f"{side} px is outside the measured range {measured}")
         small, large = below[-1], above[0]
         if small.side == side:
-            return small.alone_s
+            return small.seconds(1)
         patches = small.patches * (side / small.side) ** 2
-        per_small, per_large = small.alone_s / small.patches, large.alone_s / large.patches
+        per_small, per_large = small.seconds(1) / small.patches, large.seconds(1) / large.patches
         quadratic = (per_large - per_small) / (large.patches - small.patches)
         return patches * (per_small + quadratic * (patches - small.patches))
 
@@ -293,6 +288,11 @@ def measure(model: str, sides: Sequence[int]) -> Costs:
     )
 
 
+def milliseconds(text: str) -> float:
+    """Seconds of an option in milliseconds."""
+    return float(text) / 1000
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -301,7 +301,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     known = ", ".join(sorted(path.stem for path in MEASURED.glob("*.json")))
     parser.add_argument("--rate", type=float, default=0.0, help="images per second at the peak")
     parser.add_argument("--side", type=int, default=448, help="side of the images in pixels")
-    parser.add_argument("--p99-ms", type=float, default=200.0, help="latency limit at p99")
+    parser.add_argument("--p99-ms", type=milliseconds, default=0.2, dest="limit_s", help="at p99")
     parser.add_argument("--costs", default="b14", help=f"a JSON file, or one of {known}")
     parser.add_argument("--lanes", type=int, default=4, help="lanes per replica, one CPU each")
     parser.add_argument("--new-text-share", type=float, default=0.0, help="requests with new texts")
@@ -321,18 +321,11 @@ def main(arguments: Sequence[str]) -> int:
         Path(options.costs).write_text(json.dumps(asdict(costs), indent=2) + "\n", encoding="utf-8")
         return 0
     named = MEASURED / f"{options.costs}.json"
-    demand = Demand(
-        rate=options.rate,
-        side=options.side,
-        limit_s=options.p99_ms / 1000,
-        new_text_share=options.new_text_share,
-        texts=options.texts,
-        lanes=options.lanes,
-        zones=options.zones,
-        margin=options.margin,
-    )
+    asked = {field.name: getattr(options, field.name) for field in fields(Demand)}
     try:
-        _, lines = plan(demand, Costs.read(named if named.exists() else Path(options.costs)))
+        _, lines = plan(
+            Demand(**asked), Costs.read(named if named.exists() else Path(options.costs))
+        )
     except (PlanError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

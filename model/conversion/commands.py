@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
@@ -61,6 +61,49 @@ Say = Callable[[Kind, str], None]
 # A step of several, as `model.parity.measure.counted` says it.
 NUMBER: Final = re.compile(r"(.*): (\d+) of (\d+)")
 
+# Parameters of `convert` and `show`, which `tipserve` has as well: it shows help as it is written,
+# and docstrings have line ends.
+Source = Annotated[
+    str,
+    Parameter(
+        help="A transformers folder, a folder with an official pair of .npz files, or a hub id "
+        "such as google/tipsv2-b14, optionally with @revision. google/tipsv2-b14-dpt is the model "
+        "with its dense heads, and so is a folder x-dpt beside a folder x; base+heads joins "
+        "others. With --precision also a package, to which graphs are added."
+    ),
+]
+Precisions = Annotated[
+    tuple[ExportPrecision, ...],
+    Parameter(
+        help="Additional graphs, next to fp32; may be repeated. What is named must not differ too "
+        "much. Default: fp16, which is left out if it does; into the cache only if this machine "
+        "has a GPU.",
+        show_default=False,
+    ),
+]
+Thorough = Annotated[
+    bool,
+    Parameter(
+        help="Compare on all sizes: also on twice the native size and on batches of it, which "
+        "takes many times as long with a large model.",
+        show_default=False,
+    ),
+]
+Models = Annotated[
+    str,
+    Parameter(
+        help="Models as the server's --model takes them: packages, `bundled`, checkpoints and hub "
+        "ids, separated by commas, each optionally as name=source."
+    ),
+]
+Cache = Annotated[
+    Path | None,
+    Parameter(
+        help="Folder of converted packages and built engines. Default: the variable "
+        f"{VARIABLE}, else the user's cache."
+    ),
+]
+
 
 def new_app() -> App:
     """Make the command line of `python -m model`; docstrings of commands are its help."""
@@ -80,29 +123,24 @@ def new_app() -> App:
 
 
 def convert(
-    source: str,
+    source: Source,
     output: Path,
     /,
     *,
     name: str | None = None,
-    precision: tuple[ExportPrecision, ...] = (),
-    thorough: bool = False,
-    cache: Path | None = None,
+    precision: Precisions = (),
+    thorough: Thorough = False,
+    cache: Cache = None,
 ) -> int:
     """Convert released weights to a model package in a folder.
 
     Args:
-        source: A transformers folder, a folder with an official pair of .npz files, or a hub id
-            such as google/tipsv2-b14, optionally with @revision. google/tipsv2-b14-dpt is the model
-            with its dense heads, and so is a folder x-dpt beside a folder x; base+heads joins
-            others. With --precision also a package, to which graphs are added.
+        source: See `Source`.
         output: Absent, empty, or an older package.
         name: Name for clients. Default: the name of the source.
-        precision: Additional graphs, next to fp32; may be repeated. What is named must not differ
-            too much. Default: fp16, which is left out if it does.
-        thorough: Compare on all sizes: also on twice the native size and on batches of it, which
-            takes many times as long with a large model.
-        cache: Folder that keeps known commits of revisions. Default: as for `prepare`.
+        precision: See `Precisions`.
+        thorough: See `Thorough`.
+        cache: See `Cache`.
     """
 
     def write(say: Say) -> str:
@@ -115,27 +153,24 @@ def convert(
 
 
 def prepare(
-    models: str,
+    models: Models,
     /,
     *,
-    precision: tuple[ExportPrecision, ...] = (),
+    precision: Precisions = (),
     no_verify: bool = False,
     report: Literal["lines", "json"] = "lines",
     follow_stdin: bool = False,
-    cache: Path | None = None,
+    cache: Cache = None,
 ) -> int:
     """Convert models into the cache, as the server does; print the packages' folders.
 
     Args:
-        models: Models as the server's --model takes them: packages, `bundled`, checkpoints and hub
-            ids, separated by commas, each optionally as name=source.
-        precision: Additional graphs, next to fp32; may be repeated. What is named must not differ
-            too much. Default: fp16 if this machine has a GPU, left out if it differs.
+        models: See `Models`.
+        precision: See `Precisions`.
         no_verify: Do not verify the digests of packages and cached packages.
         report: Plain lines (default), or JSON lines on standard output for programs.
         follow_stdin: Exit when standard input closes.
-        cache: Folder of converted packages. Default: the variable TIPSERVE_CACHE, else the user's
-            cache.
+        cache: See `Cache`.
     """
 
     def convert_all(say: Say) -> str:
@@ -147,12 +182,8 @@ def prepare(
     return _report(convert_all, json_lines() if report == "json" else None)
 
 
-def show(models: str, /) -> int:
-    """Verify and describe model packages.
-
-    Args:
-        models: As for `prepare`. A checkpoint is only named: its package is verified when made.
-    """
+def show(models: Models, /) -> int:
+    """Verify and describe model packages; a checkpoint is only named."""
 
     def describe(_: Say) -> str:
         told = []
@@ -166,13 +197,12 @@ def show(models: str, /) -> int:
     return _report(describe)
 
 
-def check(package: str, /, *, thorough: bool = False, write: bool = False) -> int:
+def check(package: str, /, *, thorough: Thorough = False, write: bool = False) -> int:
     """Compare a package's graphs with its model, on every backend of this machine.
 
     Args:
         package: A model package, or `bundled`.
-        thorough: Compare on all sizes: also on twice the native size and on batches of it, which
-            takes many times as long with a large model.
+        thorough: See `Thorough`.
         write: Write the results to the package's manifest and card; results of backends that this
             machine lacks are kept.
     """
@@ -217,20 +247,20 @@ def publish(package: str, /, *, repository: Path, if_empty: bool = False) -> int
 
 
 def build_engine(
-    models: str,
+    models: Models,
     /,
     *,
     precision: tuple[ExportPrecision, ...] = (),
     max_batch_patches: int | None = None,
-    cache: Path | None = None,
+    cache: Cache = None,
 ) -> int:
     """Build a package's TensorRT engines into the cache, on a GPU like the one that will serve.
 
     Args:
-        models: As for `prepare`.
+        models: See `Models`.
         precision: May be repeated. Default: all precisions of the package except int8.
         max_batch_patches: As the service's setting, if that is set. Default: 64 images.
-        cache: Folder of converted packages and engines. Default: as for `prepare`.
+        cache: See `Cache`.
     """
 
     def build_all(say: Say) -> None:

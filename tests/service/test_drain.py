@@ -38,7 +38,8 @@ async def test_before_it_closes_the_server_is_not_ready_but_answers(
             server.request_stop()
             await until(lambda: bool(delays))
             assert delays == [7]
-            assert (await client.get("/v2/health/ready")).status_code == 503
+            for path in ("/v2/health/ready", "/health", "/healthz", "/ping"):
+                assert (await client.get(path)).status_code == 503, path
             assert (await client.get("/v2/health/live")).status_code == 200
             assert (await stub.Check(check, timeout=LIMIT_S)).status == 2
         for _ in range(2):

@@ -110,7 +110,7 @@ class PhotographsJob:
         run = compile_trunk(trunk, NATIVE_SIZE)
         shown = SplitMoments.of(self._passes(tuning, run), names)
         regions = Cells.kept(
-            self.folder / "regions.npz", lambda: region_cells(self.data, run, NATIVE_SIZE)
+            self.folder / "cells-of-regions.npz", lambda: region_cells(self.data, run, NATIVE_SIZE)
         )
         part = aligned(regions, shown.all())
         return shown + SplitMoments.of([(part, photographed_names())], names), regions
@@ -118,7 +118,7 @@ class PhotographsJob:
     def _passes(self, tuning: Finetuning, run: RunTrunk) -> Iterator[tuple[Cells, tuple[str, ...]]]:
         source = tuning.source
         for number in range(tuning.first_pass, tuning.first_pass + self.passes):
-            path = self.folder / f"cells-{number:03d}.npz"
+            path = self.folder / f"cells-of-part-{number:03d}.npz"
             yield (
                 Cells.kept(path, partial(compute_pass, source, run, number)),
                 source.drawings.names,

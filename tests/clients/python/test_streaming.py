@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from itertools import repeat
@@ -96,6 +97,21 @@ async def test_a_server_that_never_recovers_ends_the_stream() -> None:
         with pytest.raises(Unavailable):
             [item async for item in client.stream_images([b"image"])]
     assert len(servicer.seen) <= 4
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_an_image_that_is_never_sent_ends_no_stream(is_async: bool) -> None:
+    servicer = UnreliableServicer((1000, "drain"), (1000, "drain"))
+
+    def images() -> Iterator[Any]:
+        for image in [b"image", "/no/such/file.jpg"] * 30:
+            time.sleep(0.003)  # both the sender and the reader of answers wait for it
+            yield image
+
+    async with standing_in(servicer) as url, connected(url, is_async) as client:
+        found = [item.index async for item in client.stream_images(images(), window=6)]
+    assert found == list(range(60))
+    assert [len(seen) for seen in servicer.seen] == [30]
 
 
 async def test_a_stream_answers_in_order_and_outlives_bad_images(

@@ -125,17 +125,18 @@ class Window:
             self._changed.notify_all()
 
     def image(self, index: int) -> PendingImage | None:
-        """Wait for an image; None if there is none, or it is answered, or the window is closed."""
+        """Wait for the first image from `index` on that has no answer; None if none follows."""
         with self._changed:
             self._changed.wait_for(
                 lambda: (
                     self._is_complete
                     or self._is_closed
-                    or index < self.num_answered + len(self._pending)
+                    or max(0, index - self.num_answered) < len(self._pending)
                 )
             )
-            place = index - self.num_answered
-            is_there = not self._is_closed and 0 <= place < len(self._pending)
+            # Unreadable images are answered without being sent, perhaps before they are asked for.
+            place = max(0, index - self.num_answered)
+            is_there = not self._is_closed and place < len(self._pending)
             return self._pending[place] if is_there else None
 
     def raise_failure(self) -> None:
@@ -179,7 +180,7 @@ def _answers(
         while (pending := window.image(index)) is not None:
             if pending.error is None:
                 yield pending.request
-            index += 1
+            index = pending.index + 1
 
     call = transport.stream(requests())
     responses = iter(call)

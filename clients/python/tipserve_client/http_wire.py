@@ -104,17 +104,22 @@ def _body(request: Request) -> dict[str, Any]:
     if is_json:
         fields["encoding"] = "base64"
     if request.method == "embed_texts":
-        return {"json": {**fields, "texts": request.texts}, "headers": headers}
+        return _json_body({**fields, "texts": request.texts}, headers)
     pairs = _text_fields(fields)
     if pairs is None or not request.images:
         images = [base64.b64encode(image).decode() for image in request.images]
-        return {"json": {**fields, "images": images}, "headers": headers}
+        return _json_body({**fields, "images": images}, headers)
     if len(request.images) == 1 and sum(map(len, pairs.values())) <= MAX_QUERY_CHARS:
         # The server detects the format itself; the type only has to be one of images.
         headers["Content-Type"] = "image/jpeg"
         return {"content": request.images[0], "params": pairs, "headers": headers}
     files = [("images", (f"{i}", image, "image/jpeg")) for i, image in enumerate(request.images)]
     return {"files": files, "data": pairs, "headers": headers}
+
+
+def _json_body(body: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
+    """A body that also holds what only the server refuses, which httpx's `json` does not: NaN."""
+    return {"content": json.dumps(body).encode(), "headers": {"Content-Type": JSON, **headers}}
 
 
 def _text_fields(fields: Mapping[str, Any]) -> dict[str, str] | None:

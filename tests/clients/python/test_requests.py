@@ -1,6 +1,7 @@
 """Images and options become requests."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_a_pool_is_that_of_every_class_with_prompts() -> None:
     classes = {"dog": ["spaniel", "pug"], "sky": []}
     given = {"pool": "max", "background_classes": {"wall": "bricks"}}
     request = make_request("segment_images", given, images=b"x", classes=classes)
-    sent = http_wire.write_request(request)["json"]
+    sent = json.loads(http_wire.write_request(request)["content"])
     message = grpc_wire.write_request(request)
     assert [one.get("pool") for one in sent["classes"]] == ["max", None]
     assert [one.pool for one in message.classes] == [PROMPT_POOL_MAX, PROMPT_POOL_UNSPECIFIED]
@@ -110,13 +111,21 @@ def test_examples_have_their_fields_and_need_json() -> None:
         ],
     }
     request = Request(method="segment_images", images=(b"x",), fields=fields)
-    assert http_wire.write_request(request)["json"]["classes"] == [entry]
+    assert json.loads(http_wire.write_request(request)["content"])["classes"] == [entry]
     (sent,) = grpc_wire.write_request(request).classes
     assert (sent.examples[0].point.y, sent.examples[1].image) == (2, 1)
     assert sent.examples[2].mask.counts == "6"
 
 
-@pytest.mark.parametrize(("name", "form"), [("dog", "params"), ("a, b", "json"), (" dog", "json")])
-def test_names_that_a_query_would_change_are_sent_as_json(name: str, form: str) -> None:
+@pytest.mark.parametrize(("name", "kind"), [("dog", "jpeg"), ("a, b", "json"), (" dog", "json")])
+def test_names_that_a_query_would_change_are_sent_as_json(name: str, kind: str) -> None:
     request = make_request("segment_images", {}, images=b"x", classes=[name])
-    assert form in http_wire.write_request(request)
+    assert kind in http_wire.write_request(request)["headers"]["Content-Type"]
+
+
+def test_json_holds_what_only_the_server_refuses() -> None:
+    request = make_request("embed_texts", {}, texts="\ud800")
+    assert json.loads(http_wire.write_request(request)["content"])["texts"] == ["\ud800"]
+    given = {"temperature": float("nan")}
+    request = make_request("classify_images", given, images=b"x", classes={"dog": ["pug"]})
+    assert b"NaN" in http_wire.write_request(request)["content"]

@@ -222,9 +222,10 @@ class JobFolder:
     def _compare(self, wanted: dict[str, Any]) -> None:
         """Refuse another job; the message names the first difference."""
         try:
-            found = json.loads(self.call("cat_file", RECORD_NAME))
+            parsed = json.loads(self.call("cat_file", RECORD_NAME))
         except ValueError:
-            found = {}
+            parsed = None
+        found = parsed if isinstance(parsed, dict) else {}
         section = next((name for name in DIFFERENCES if found.get(name) != wanted[name]), None)
         if section is None:
             return
@@ -349,7 +350,7 @@ def run_job(job: Job, compute: Compute, *, output: str, is_file: bool, overwrite
         UserError: The output is there, or another job has written it.
     """
     file = Path(output) if is_file else None
-    place = f"{output}.parts" if is_file else output
+    place = output if file is None else f"{file}.parts"
     if file is not None:
         if overwrite:
             file.unlink(missing_ok=True)

@@ -111,15 +111,13 @@ def _check_output(name: str) -> None:
     """Check that the name of the output fits what is written."""
     output = Path(name)
     suffix = output.suffix.lower()
-    if is_url(name):
-        if suffix == SUFFIX:
-            raise UserError(
-                f"--output {name}: give a folder of the store; each part is an object in it."
-            )
-    elif output.is_dir():
-        if suffix == SUFFIX:
-            raise UserError(f"{output} is a folder; give a file name, or another folder.")
-    elif suffix in OTHER_FORMATS:
+    if is_url(name) and suffix == SUFFIX:
+        raise UserError(
+            f"--output {name}: give a folder of the store; each part is an object in it."
+        )
+    if suffix == SUFFIX and output.is_dir():
+        raise UserError(f"{output} is a folder; give a file name, or another folder.")
+    if suffix in OTHER_FORMATS and not output.is_dir():
         raise UserError(
             f"--output {output.name}: only Parquet is supported. Give a file name that ends in "
             f"{SUFFIX}, or a folder."

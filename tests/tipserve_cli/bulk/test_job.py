@@ -194,6 +194,7 @@ def test_two_processes_do_not_write_to_one_folder(photos: Path, tmp_path: Path) 
         ({"part_items": 4}, "part_items: was 3, is now 4"),
         ({"digest": "g"}, "by another model"),
         ({"record": b"no JSON"}, "by another version. .* start again with --overwrite"),
+        ({"record": b"[]"}, "by another version. .* start again with --overwrite"),
     ],
 )
 def test_a_change_is_named(

@@ -30,6 +30,7 @@ HERE = [
     ("embed . -o=x.parquet --outputs=cls3", "--outputs 'cls3' is invalid"),
     ("embed . -o=x.csv", "Give a file name that ends in .parquet, or a folder"),
     ("embed memory://x -o=s3://bucket/x.parquet", "give a folder of the store"),
+    ("embed memory://x -o=s3://bucket/x.csv", "only Parquet is supported"),
     ("embed oci://bucket/x -o=x.parquet", "pip install 'tipserve[stores]'"),
     ("bench", "name a running server"),
     ("bench --url=grpc://localhost:8001", "name a running server"),

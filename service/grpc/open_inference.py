@@ -177,10 +177,10 @@ def _read_input(
     _refuse_parameters(tensor.parameters, f"{param}.parameters")
     wanted = CONTENTS.get(tensor.datatype, "")
     allowed = {wanted} if raw is None else set()
-    if {field.name for field, _ in tensor.contents.ListFields()} - allowed:
+    # Another datatype is refused with the tensor's name and shape.
+    if wanted and {field.name for field, _ in tensor.contents.ListFields()} - allowed:
         raise InvalidRequest(
-            f"{param}: give the elements in {wanted or 'contents'} or in raw_input_contents, not "
-            "both.",
+            f"{param}: give the elements in {wanted} or in raw_input_contents, not both.",
             param=f"{param}.contents",
         )
     content = list(getattr(tensor.contents, wanted, ())) if raw is None else raw

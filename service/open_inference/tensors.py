@@ -131,14 +131,16 @@ def _check_size(head: TensorHead, size: int, *, element_bytes: int = 0) -> None:
 
 
 def _split(head: TensorHead, rest: memoryview) -> tuple[bytes, ...]:
-    """The elements of BYTES."""
+    """The elements of BYTES, at most as many as the shape has: a body may hold millions."""
     items: list[bytes] = []
+    num_elements = math.prod(head.shape)
     while rest:
         size = LENGTH.size + LENGTH.unpack_from(rest)[0] if len(rest) >= LENGTH.size else 0
-        if not LENGTH.size <= size <= len(rest):
+        if len(items) == num_elements or not LENGTH.size <= size <= len(rest):
             raise InvalidRequest(
-                f"{head.param}: each element of {head.name} follows its length, 4 bytes, "
-                f"little-endian; after {len(items)} elements {len(rest)} bytes are left.",
+                f"{head.param}: {head.name} of shape {list(head.shape)} has {num_elements} "
+                "elements, each after its length, 4 bytes, little-endian; after "
+                f"{len(items)} elements {len(rest)} bytes are left.",
                 code="wrong_size",
                 param=head.param,
             )
@@ -153,7 +155,7 @@ def _read_numbers(head: TensorHead, values: list[Any]) -> NDArray[Any]:
         # As objects first: NumPy would make a huge array of long strings.
         array = np.asarray(values, dtype=object)
         is_valid = {type(value) for value in array.flat} <= ({int, float} if is_real else {int})
-        if is_valid and array.shape in {(array.size,), tuple(head.shape)}:
+        if is_valid:
             numbers = array.astype(np.float64)
     except (ValueError, OverflowError, RecursionError, RuntimeError):
         pass  # ragged, too large, or nested too deeply: NumPy iterates over at most 32 axes
@@ -165,5 +167,12 @@ def _read_numbers(head: TensorHead, values: list[Any]) -> NDArray[Any]:
             param=f"{head.param}.data",
         )
     _check_size(head, numbers.size)
+    if numbers.shape not in {(numbers.size,), tuple(head.shape)}:
+        raise InvalidRequest(
+            f"{head.param}: the data of {head.name} must be one list, or lists nested by its "
+            f"shape, {list(head.shape)}, not by {list(numbers.shape)}.",
+            code="wrong_size",
+            param=head.param,
+        )
     with np.errstate(over="ignore"):  # infinite values are refused later
         return numbers.astype(DTYPES[head.datatype])

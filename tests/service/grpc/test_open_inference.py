@@ -104,6 +104,10 @@ async def test_an_invalid_message_is_refused_with_the_reason(
         (request_of(raw=[b"", b""]), "2 entries for 1 inputs"),
         (request_of(raw=[b"\x01\0\0\0x"], contents=contents), "not both"),
         (request_of(contents=pb.InferTensorContents(int_contents=[1])), "bytes_contents"),
+        (
+            request_of(datatype="INT64", contents=pb.InferTensorContents(int64_contents=[1])),
+            "image is BYTES",
+        ),
         (newer, "field number 100"),
         (labels, "outputs[0].parameters.classification: unknown field"),
         (shared, "inputs[0].parameters.shared_memory_region: unknown field"),

@@ -83,7 +83,7 @@ def test_numbers_come_flat_or_nested() -> None:
         (("text", "BYTES", [HUGE]), b"", "at most 8"),
         (TWO, b"\x01\0\0", "after 0 elements 3 bytes"),
         (TWO, packed(b"a"), "2 elements, and its data has 1"),
-        (TWO, packed(b"a", b"b", b"c"), "2 elements, and its data has 3"),
+        (TWO, packed(*[b""] * 9), "has 2 elements, .* after 2 elements 28 bytes"),  # of millions
         (TWO, LENGTH.pack(2) + b"a", "after 0 elements 5 bytes"),
         (TWO, packed(b"a") + b"\xff\xff\xff\xff", "after 1 elements 4 bytes"),
         (TWO, packed(b"a") + b"c", "after 1 elements 1 bytes"),
@@ -104,3 +104,22 @@ def test_numbers_come_flat_or_nested() -> None:
 def test_what_does_not_fit_is_refused(head: Any, content: Any, reason: str) -> None:
     with pytest.raises((InvalidRequest, RequestTooLarge), match=reason):
         read(head, content)
+
+
+@pytest.mark.parametrize(
+    ("head", "content"),
+    [
+        (TWO, packed(b"a")),
+        (TWO, packed(b"a", b"b", b"c")),
+        (PIXELS, bytes(2)),
+        (PIXELS, [0, 1]),
+        (PIXELS, [[[0], [1], [2]]]),
+        (PIXELS, [[[[0, 1]]]]),
+    ],
+)
+def test_elements_of_another_number_or_shape_have_the_code_of_sizes(
+    head: Any, content: Any
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        read(head, content)
+    assert (caught.value.code, caught.value.param) == ("wrong_size", "inputs[0]")

@@ -35,6 +35,8 @@ def _parts(message: Message, depth: int) -> list[bytes]:
         kind = field.message_type
         if kind is None or kind.GetOptions().map_entry:
             continue
+        if field.is_repeated and depth == 1:
+            continue  # such as a thousand classes of a mask: small, and not worth the time
         for item in list(value) if field.is_repeated else [value]:
             inside = _parts(item, depth - 1)
             length = sum(map(len, inside))

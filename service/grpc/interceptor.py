@@ -145,6 +145,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                         else:
                             await context.write(await handler.unary_unary(request, context))
                         return  # it was the only one
+                    raise InvalidRequest("The RPC has no message.", code="missing_message")
             except ServiceError as error:
                 await _abort(context, error, ())
             except NotImplementedError:  # such as Health/List, which newer contracts have

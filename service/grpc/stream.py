@@ -48,6 +48,7 @@ class StreamItem:
 
     def release(self) -> None:
         """Give back what it holds."""
+        self.raw = b""  # still there if it was not parsed
         if self.ticket is not None:
             self.ticket.release()
 

@@ -151,6 +151,17 @@ async def test_too_many_streams_are_refused_and_an_rpc_is_answered(
         await until(lambda: held(server) == (0, 0, 0))
 
 
+async def test_an_rpc_that_is_not_served_is_counted_without_its_name(serving: Serving) -> None:
+    async with serving() as server:
+        with nothing_held_after(server):
+            found = await call_rpc(server, "/made.Up/Name")
+        assert (found.status, found.code) == ("UNIMPLEMENTED", "unknown_rpc")
+        counted = {"protocol": "grpc", "method": "other", "code": "UNIMPLEMENTED"}
+        assert sample(server.metrics, "requests_total", **counted) == 1
+    async with serving(api_keys="the-key-of-this-test") as server:
+        assert (await call_rpc(server, "/made.Up/Name")).status == "UNAUTHENTICATED"
+
+
 async def test_compressed_messages_are_refused(serving: Serving) -> None:
     async with serving() as server, grpc_channel(server) as channel:
         for rpc in (EMBED, LIST, CHECK):
@@ -185,3 +196,6 @@ async def test_health_takes_small_messages_only(serving: Serving) -> None:
         ):
             found = await call_rpc(server, CHECK, raw)
             assert (found.status, words in found.text) == (status, True)
+        async with grpc_channel(server) as channel:
+            call = channel.stream_stream(CHECK)(iter(()), timeout=LIMIT_S)
+            assert (await call.code()).name == "INVALID_ARGUMENT"

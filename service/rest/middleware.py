@@ -31,7 +31,7 @@ FORWARDED_HEADER: Final = FORWARDED_FOR.encode("ascii")
 METHOD_NOT_ALLOWED: Final = 405
 INTERNAL_SERVER_ERROR: Final = 500
 MAX_LENGTH_DIGITS: Final = 18
-TIMEOUT_MS: Final = re.compile("0*[1-9][0-9]{0,11}")
+TIMEOUT_MS: Final = re.compile("(?=0*[1-9])[0-9]{1,12}")
 READY_PATH: Final = "/v2/health/ready"
 READY_PATHS: Final = ("/health", "/healthz", "/ping")  # the last one is SageMaker's
 HEALTH_PATHS: Final = frozenset({"/v2/health/live", READY_PATH, *READY_PATHS})

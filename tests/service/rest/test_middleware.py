@@ -121,6 +121,7 @@ async def test_a_wrong_key_is_refused_after_a_pause(
         ("x_request_timeout_ms", "0", 422),
         ("x_request_timeout_ms", "\xb2", 422),
         ("x_request_timeout_ms", "9" * 5000, 422),
+        ("x_request_timeout_ms", "0" * 5000 + "1", 422),
         ("x_request_priority", "4", 422),
     ],
 )

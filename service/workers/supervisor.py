@@ -85,11 +85,14 @@ class Worker:
             self.process.send_signal(number)
 
     def check(self) -> None:
-        """Ask for its health; nothing changes while nothing listens, yet or any more."""
-        with suppress(ConnectionError):
+        """Ask for its health; it does not change while nothing listens, yet or any more."""
+        try:
             self.is_ready = self.get(READY) is not None
             self.is_live = self.is_ready or self.get(LIVE) is not None
             self.has_joined |= self.is_ready
+        except ConnectionError:
+            if self.has_joined:
+                return  # it ends, and is killed if it hangs before its end
         if self.is_live:
             self.lived_at = time.monotonic()
 

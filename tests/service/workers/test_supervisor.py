@@ -103,20 +103,21 @@ async def test_a_worker_that_is_not_live_for_a_minute_is_killed(
 ) -> None:
     monkeypatch.setattr(supervisor, "CHECK_INTERVAL_S", 0.0)
     monkeypatch.setattr(supervisor, "QUICK_INTERVAL_S", 0.0)
-    workers = [FakeWorker(), FakeWorker(ready=None, live=None), FakeWorker()]
+    workers = [FakeWorker(), FakeWorker(ready=None, live=None), FakeWorker(), FakeWorker()]
     made = await supervisor_of(*workers)
     watched = [asyncio.ensure_future(made._watch(worker)) for worker in workers]
     workers[2].answers |= {READY: False, LIVE: False}
+    workers[3].answers |= {READY: None, LIVE: None}  # it has served, and hangs before its end
     workers[2].check()
     for worker in workers:
         worker.lived_at -= supervisor.HANG_LIMIT_S
-    for worker in workers[:2]:
+    for worker in (*workers[:2], workers[3]):
         worker.check()
     async with asyncio.timeout(20):
-        await watched[2]
+        await asyncio.gather(*watched[2:])
     for task in watched:
         task.cancel()
-    assert [worker.signals for worker in workers] == [[], [], [signal.SIGKILL]]
+    assert [worker.signals for worker in workers] == [[], [], [signal.SIGKILL], [signal.SIGKILL]]
 
 
 def value(families: list[Metric], name: str) -> float:

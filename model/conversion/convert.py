@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from model.checkpoints.checkpoint import Checkpoint
 
 # In the front matter of a model card.
-FRONT_LICENCE: Final = re.compile(
-    r"---\s*\n(?:(?!---).*\n)*?license:[ \t]*[\"']?([^\s\"'].*?)[\"']?[ \t]*\n"
-)
+FRONT_LICENCE: Final = re.compile(r"---[ \t]*\n(?:(?!---).*\n)*?license:(.*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +149,7 @@ def licence_of(folder: Path) -> str | None:
     except (OSError, UnicodeDecodeError):
         return None
     found = FRONT_LICENCE.match(card)
-    return found[1] if found else None
+    return (found[1].strip(" \t\"'") or None) if found else None
 
 
 def _card(name: str, provenance: dict[str, JsonValue], licence: str) -> str:

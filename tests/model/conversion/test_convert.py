@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from model.conversion.convert import ConversionRequest, convert
+from model.conversion.convert import ConversionRequest, convert, licence_of
 from model.conversion.errors import CacheError
 from model.conversion.source import FolderSource
 from model.export import package_writer
@@ -65,6 +65,26 @@ def test_a_folder_of_transformers_becomes_a_package(
     assert "`jpeg_decode=exact` decodes as the released code does." in card
     assert steps[1:] == [f"reading the weights in {base}", "writing out"]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: cc-by-4.0\n---\n", "cc-by-4.0"),
+        ("--- \nlanguage: en\nlicense:  'MIT' \ntags: x\n---\n", "MIT"),
+        ("---\nlicense:\n---\n", None),
+        ("---\nlanguage: en\n---\nlicense: x\n", None),
+        ("# B\nlicense: x\n", None),
+        ("---" + 300_000 * "\n", None),
+        ("---\nlicense: a" + 300_000 * " " + "b\n---\n", f"a{300_000 * ' '}b"),
+    ],
+    ids=["plain", "quoted", "empty", "below", "none", "lines", "spaces"],
+)
+def test_the_licence_is_in_the_front_matter_of_a_card_of_any_length(
+    card: str, licence: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "README.md").write_text(card, encoding="utf-8")
+    assert licence_of(tmp_path) == licence
 
 
 def test_a_package_gets_further_precisions_and_is_otherwise_unchanged(

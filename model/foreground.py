@@ -138,7 +138,9 @@ class Foreground:
         if people:
             share_hw = self._people_share(front, cosine_Khw, people)
             share_YX = upsample_bilinear(share_hw[None], (height, width))[0]
-            maps_KYX[list(people)] += GAIN * front_YX * share_YX - BASE
+            cue_YX = GAIN * front_YX * share_YX - BASE
+            for k in people:  # by views: an index of several would copy their maps
+                maps_KYX[k] += cue_YX
         for k in animals:
             highest = maps_KYX[k].max()
             if highest >= least_cosine:

@@ -1,5 +1,6 @@
 """The foreground, for classes that mean people and for animals."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,17 @@ def test_the_map_of_an_animal_rises_in_front_and_falls_elsewhere() -> None:
     half = ANIMAL_SHARE / 2 * np.ptp(before_KYX[1])
     np.testing.assert_allclose(added_KYX[1, :, -2:], half, atol=1e-6)
     np.testing.assert_allclose(added_KYX[1, :, :2], -half, atol=1e-6)
+
+
+def test_many_classes_of_people_take_no_copy_of_their_maps() -> None:
+    front = Foreground(np.full((4, 4), 255, np.uint8), np.zeros(16, np.float32))
+    maps_KYX, cosine_Khw = np.zeros((64, 128, 128), np.float32), np.ones((64, 4, 4), np.float32)
+    tracemalloc.start()
+    front.raise_maps(maps_KYX, cosine_Khw, people=range(64))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert maps_KYX.all()
+    assert peak < maps_KYX.nbytes / 4
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,10 @@ def _num_heads(width: int) -> int:
 
 def _num_blocks(arrays: Arrays, prefix: str) -> int:
     pattern = re.compile(re.escape(prefix) + r"(\d{1,4})\.")
-    return 1 + max(int(found[1]) for name in arrays if (found := pattern.match(name)))
+    indices = [int(found[1]) for name in arrays if (found := pattern.match(name))]
+    if not indices:
+        raise ValueError(f"no array {prefix}0...")
+    return 1 + max(indices)
 
 
 def _vision_config(arrays: Arrays, heads: int) -> dict[str, object]:

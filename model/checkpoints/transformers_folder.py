@@ -50,7 +50,8 @@ def read_model(folder: Path) -> tuple[Tipsv2Model, str, dict[str, JsonValue]]:
     Raises:
         CheckpointError: The folder is of another model, or its weights do not fit its config.json.
     """
-    config = _read_config(Tipsv2Config, folder, "a -dpt folder holds the dense heads of a model")
+    advice = "name the folder of a TIPSv2 model, and a -dpt folder as its dense heads"
+    config = _read_config(Tipsv2Config, folder, advice)
     num_registers = tower_configs(config)[0].num_register_tokens
     if num_registers != 1:
         raise CheckpointError(f"{folder} has {num_registers} register tokens, TIPSv2 has one")

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from tests.model.checkpoints.conftest import Release
 
 VISION, TEXT = "tips_v2_oss_small_vision.npz", "tips_v2_oss_small_text.npz"
+NO_BLOCKS: Arrays = {
+    "cls_token": np.zeros((1, 1, 128), np.float32),
+    "patch_embed.proj.weight": np.zeros((128, 3, 14, 14), np.float32),
+}
 
 
 def rename(arrays: Arrays, name: str) -> Arrays:
@@ -64,6 +68,7 @@ def test_any_one_array_renamed_or_reshaped_is_refused(
         ),
         (lambda pair: (pair / TEXT).unlink(), r"one file \*_text.npz and holds none"),
         (lambda pair: write_npz(pair / VISION, {"params/cls": np.zeros(8, np.float32)}), "Scenic"),
+        (lambda pair: write_npz(pair / VISION, NO_BLOCKS), r"official layout .*no array blocks\.0"),
     ],
 )
 def test_a_folder_that_is_not_one_pair_is_refused(

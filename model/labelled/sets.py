@@ -460,7 +460,8 @@ def read_instances(folder: Path) -> InstanceSet:
         missing = sorted(set(queries.names) - set(index.names))
         if missing:
             raise SetError(f"{folder}: {missing[0]!r} of query/ is not in index/.")
-        things = [index.names.index(queries.names[label]) for label in queries.labels]
+        label_of = {name: label for label, name in enumerate(index.names)}
+        things = [label_of[queries.names[label]] for label in queries.labels]
         found = [Query(place, (thing,)) for place, thing in enumerate(things, start=len(images))]
         images += queries.images
     elif not (found := own_queries(index.labels)):

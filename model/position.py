@@ -46,7 +46,11 @@ def embed_pixels(
     """Tokens [B, 2 + N, D] that enter the first block: two CLS tokens, then patches row by row.
 
     The same as transformers' `Tipsv2VisionEmbeddings.forward`, but traceable with free H and W.
-    Masked patches are replaced by the mask token before positions are added.
+
+    Args:
+        embeddings: Embedding layer of a Tipsv2Model's vision tower.
+        pixels_B3HW: RGB in [0, 1]; H and W multiples of the patch size.
+        masked_BN: bool; patches to replace by the mask token, before positions are added.
     """
     patch_height, patch_width = embeddings.patch_embeddings.projection.stride
     grid_hw = pixels_B3HW.shape[2] // patch_height, pixels_B3HW.shape[3] // patch_width

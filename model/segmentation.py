@@ -257,7 +257,14 @@ def label_maps(
     background: Background = NO_BACKGROUND,
     with_scores: bool = False,
 ) -> SegmentationMap:
-    """Label every pixel as `segment` does, from cosines of classes, then background classes."""
+    """Label every pixel with the class of the highest upsampled cosine.
+
+    Args:
+        cosine_Khw: Of each class, then of each background class, on a grid over the image.
+        size_hw: Height and width of the label map, in pixels.
+        background: What counts as background.
+        with_scores: Whether to return the best cosine of every pixel.
+    """
     floor_K = background.floors(cosine_Khw)
     value_hwK = np.ascontiguousarray(np.moveaxis(cosine_Khw, 0, -1))
     found = label_pixels(value_hwK, size_hw, with_scores=with_scores, floor_K=floor_K)

@@ -43,6 +43,7 @@ def find_commit(source: HubSource) -> str:
     Raises:
         HubUnreachableError: The hub does not answer, and its cache does not have the revision.
         HubError: There is no such repository or revision, or this user has no access.
+        MissingExtraError: `huggingface_hub` is not installed.
     """
     if COMMIT.fullmatch(source.revision):
         return source.revision
@@ -63,6 +64,7 @@ def fetch(source: HubSource, progress: Progress) -> Path:
     Raises:
         HubUnreachableError: The hub does not answer, or the connection broke.
         HubError: There is no such revision or access, it has no safetensors, or the disk is full.
+        MissingExtraError: `huggingface_hub` is not installed.
     """
     hub = _library()
     progress(f"downloading {source}")

@@ -63,6 +63,9 @@ def run_reference(
         dense: The package's heads in torch; without them no head is measured.
         is_thorough: Measure on all sizes; see `image_inputs`.
         progress: Called with each step.
+
+    Raises:
+        ParityError: No runtime is installed.
     """
     _planned(package)
     tokenizer = TextTokenizer.from_package(package)

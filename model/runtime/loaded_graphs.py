@@ -93,7 +93,11 @@ def loaded_bytes(manifest: Manifest, runtime: RuntimeName, precision: Precision)
 
 
 def graph_digest(manifest: Manifest, file: str) -> str:
-    """SHA-256 of a graph, the float32 graph of its part, and all other files beside it."""
+    """SHA-256 of a graph and its weights, from the manifest's digests.
+
+    All files in the graph's folder that are not graphs count, since each may hold its weights, and
+    so does the float32 graph of the same part.
+    """
     folder = PurePosixPath(file).parent
     float32 = {graph_file(part) for part in get_args(Part) if file.startswith(f"onnx/{part}_")}
     counted = {

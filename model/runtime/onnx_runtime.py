@@ -82,7 +82,10 @@ def import_onnxruntime() -> Any:
 def open_session(
     path: Path, device: Device, num_threads: int, *, has_arena: bool = True, tf32: bool = False
 ) -> Any:
-    """Load a graph on a device; where a GPU's libraries are missing, on no other.
+    """Load a graph on a device, and on no other.
+
+    If a GPU's libraries are missing, ONNX Runtime only logs a line and computes on the CPU, tens of
+    times slower. Here that is an error.
 
     Args:
         path: The `.onnx` file.

@@ -223,6 +223,7 @@ class EngineGraph:
         Raises:
             Interrupted: `interrupt` was called.
             ValueError: No profile of the engine holds this shape.
+            GpuError: CUDA or TensorRT failed.
         """
         given = {BYTE_PIXELS if n == FLOAT_PIXELS else n: a for n, a in inputs.items()}
         shapes = {name: array.shape for name, array in given.items()}

@@ -142,6 +142,17 @@ def test_a_release_fills_every_address_in(tmp_path: Path) -> None:
     assert workflow.index("scripts/fill_addresses.sh") < workflow.index("scripts/build_wheels.sh")
 
 
+def test_both_images_are_of_the_projects_version_and_run_its_programs_without_rights() -> None:
+    project = tomllib.loads(text_of(ROOT / "pyproject.toml"))["project"]
+    base, train, serve = re.split(r"^FROM runtime AS .*$", text_of(ROOT / "Dockerfile"), flags=re.M)
+    runtime = base[base.index(" AS runtime\n") :]
+    assert "\nUSER 10001:10001\nSTOPSIGNAL SIGTERM\n" in runtime
+    for stage, program in ((train, "training"), (serve, "service")):
+        assert f"VERSION={project['version']} " in stage
+        assert f'ENTRYPOINT ["python", "-P", "-m", "{program}"]' in stage
+        assert not re.search(r"^(RUN|USER|STOPSIGNAL)", stage, re.MULTILINE)
+
+
 def test_images_have_the_projects_version_and_the_manifests_tags() -> None:
     names = {"REGISTRY": "registry.example.org/us", "GITHUB_REF_TYPE": "tag"}
 

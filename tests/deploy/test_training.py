@@ -93,6 +93,16 @@ def test_the_command_line_accepts_every_argument(name: str, part: str) -> None:
                 build_parser(arguments[0]).parse_args(arguments)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("suffix", ["", "-dev"])
+def test_the_same_runs_with_and_without_an_operator(kind: str, suffix: str) -> None:
+    _, by_operator = pod_and_container(f"trainjob{suffix}", kind)
+    _, alone = pod_and_container(f"indexed-job{suffix}", kind)
+    alone["env"] = [one for one in alone["env"] if not one["name"].startswith("PET_")]
+    for key in ("command", "args", "env", "volumeMounts"):
+        assert by_operator.get(key) == alone.get(key), key
+
+
 def test_only_captioning_reads_geminis_key_and_may_call_out() -> None:
     _, caption = pod_and_container("chain-gemini", "caption")
     assert "--api-key-file=/secrets/gemini/api-key" in caption["args"]

@@ -31,8 +31,8 @@ class Proxy(Front):
     def put_in(self, slot: int, replica: Server) -> None:
         """Route requests of both protocols to a replica."""
         self._wait_until(self._socket.exists)
-        for backend, port in zip(BACKENDS, replica.ports.values(), strict=False):
-            self._set(f"{backend}/replica{slot} addr 127.0.0.1 port {port}")
+        for backend, name in zip(BACKENDS, ("http", "grpc"), strict=True):
+            self._set(f"{backend}/replica{slot} addr 127.0.0.1 port {replica.ports[name]}")
         self._set(f"{BACKENDS[0]}/replica{slot} state ready")
         self._wait_until(lambda: self._is_up(slot))
 

@@ -5,7 +5,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.answer_size import answer_size
+from service.answer_size import answer_size, check_answer_size
+from service.errors import RequestTooLarge
 from service.messages import (
     EmbedImagesRequest,
     EstimateMapsRequest,
@@ -103,3 +104,11 @@ async def test_an_answer_over_a_limit_is_refused_before_any_work(
         if not is_served:
             assert answer.json()["error"]["code"] == "answer_too_large"
         await until(lambda: server.admission.num_work_bytes == 0)
+
+
+def test_the_largest_answers_are_bounded_for_any_number_of_images() -> None:
+    request = SegmentImagesRequest(images=(b"",) * 32, classes=(DOG,))
+    size = answer_size(request, "bytes", [(6324, 6324)] * 32, [1024] * 32, embed_dim=768)
+    assert size.num_sent == 32 * 2 * 6324**2
+    with pytest.raises(RequestTooLarge):
+        check_answer_size(size, 10**8, 10**8)

@@ -27,6 +27,7 @@ MB, GB = 10**6, 10**9
         ("onnx cpu", {"free_bytes": GB, "lanes": 8}, (8, 1)),  # as set
         ("openvino cpu", {"free_bytes": 16 * GB}, (8, 1)),  # lanes share the weights
         ("torch cpu", {"free_bytes": 16 * GB}, (1, 8)),  # weights of another file
+        ("onnx cpu int8", {"free_bytes": 16 * GB}, (1, 8)),  # and of another graph
         ("onnx gpu", {"free_bytes": GB}, (2, 4)),
         ("onnx gpu", {"lanes": 5}, (5, 1)),
     ],
@@ -38,8 +39,8 @@ def test_unset_numbers_use_all_processors_that_memory_allows(
     sizes |= {"onnx/vision_model_int8.onnx": 7 * GB, "model.safetensors": 3 * GB}
     files = {name: FileEntry(sha256="0" * 64, size_bytes=size) for name, size in sizes.items()}
     package = ModelPackage(Path(), manifest.model_copy(update={"files": files}))
-    runtime, device = place.split()
-    choice: Any = SimpleNamespace(runtime=runtime, precision="fp32", device=device)
+    runtime, device, precision = [*place.split(), "fp32"][:3]
+    choice: Any = SimpleNamespace(runtime=runtime, precision=precision, device=device)
     unset: Any = {"lanes": None, "free_bytes": None, "cpus": 8}
     assert plan_lanes(package, choice, **{**unset, **given}) == LanePlan(*plan)
 

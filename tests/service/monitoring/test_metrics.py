@@ -11,6 +11,13 @@ import pytest
 from service.monitoring.metrics import Metrics, watching_loop_lag
 
 
+def test_no_series_says_when_it_began(metrics: Metrics) -> None:
+    metrics.calls.observe("POST /x", "200", 0.5, {"run": 0.25}, model="a")
+    names = [s.name for family in metrics.registry.collect() for s in family.samples]
+    assert names
+    assert not [name for name in names if name.endswith("_created")]
+
+
 class NVMLError(Exception):
     """As the library's own."""
 

@@ -17,6 +17,7 @@ from safetensors.numpy import load
 from model.image_codec import ImageLimits
 from service import messages
 from service.errors import InvalidRequest, NotAcceptable
+from service.grpc.converters import from_segment_images
 from service.outputs.regions import find_instances
 from service.outputs.run_lengths import Runs
 from service.outputs.vectors import pack_all
@@ -281,6 +282,13 @@ def test_a_media_type_that_cannot_hold_the_answer_is_refused_before_any_work(
     with pytest.raises(InvalidRequest) as caught:
         form.writer.check(wanted, media, num_images)
     assert caught.value.param == param
+
+
+def test_grpc_has_the_same_cosines_of_all_classes() -> None:
+    answer = dataclasses.replace(MASK_ANSWER, segmentations=(SCORED,))
+    wire = from_segment_images(answer).segmentations[0].cosines
+    sent = np.frombuffer(wire.data, "<f4").reshape(tuple(wire.shape))
+    np.testing.assert_array_equal(sent, COSINES)
 
 
 def test_a_heatmap_is_drawn_over_the_image_for_one_class() -> None:

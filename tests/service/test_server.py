@@ -155,6 +155,15 @@ async def test_memory_that_callers_can_exceed_is_a_warning(
     assert ("exceed its memory limit" in caplog.text) == is_short
 
 
+async def test_a_port_that_is_taken_is_an_error_that_names_the_flag(
+    make_settings: Callable[..., Settings],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(OSError, match=rf"port {port} \(.* in use\); .* --http-port"):
+            Server(make_settings(http_port=port))
+
+
 async def test_accepted_connections_send_without_delay() -> None:
     no_delay: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 

@@ -96,7 +96,7 @@ Exported = Callable[[str, Callable[[Path], object]], Path]
 def exported(project_root: Path) -> Exported:
     """Exports into a folder by name, unless another process or session did so with this code."""
     code = [Path(__file__), *(project_root / "model").rglob("*.py")]
-    code += (project_root / "training" / "export").rglob("*.py")
+    code.append(project_root / "training/export.py")
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(code)))
     for library in ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino"):
         digest.update(f"{library} {version(library)}".encode())

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 from model.package import open_package
 from tests.tools import run
-from training.pretrained.image_trunk import FILES
+from training.pretrained.weights import FILES
 
 ROOMS = ("service", "model", "training", "tipserve_cli")
 SCRIPT_ROOMS = ("tests", "benchmarks")

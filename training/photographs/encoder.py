@@ -29,8 +29,8 @@ from training.photographs.heads import (
 from training.photographs.regions import region_names
 from training.photographs.scenes import withheld
 from training.photographs.trunk_features import Cells
-from training.pretrained.image_trunk import load_trunk
 from training.pretrained.text import package_folder, sentence_embeddings
+from training.pretrained.weights import load_trunk
 
 # What is drawn and photographed, such as a cloud, has two vectors, which are averaged: the cells of
 # drawings are more than a hundred times as many.

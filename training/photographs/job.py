@@ -34,7 +34,7 @@ from training.photographs.regions import fetch_photographs, region_cells
 from training.photographs.scenes import FURTHER_STYLES, NamedDrawings, ViewSource, build_drawings
 from training.photographs.trunk_features import Cells, RunTrunk, compile_trunk, compute_pass
 from training.photographs.trunk_training import Finetuning
-from training.pretrained.image_trunk import load_trunk
+from training.pretrained.weights import load_trunk
 from training.run_record import code_version
 from training.score_entries import write_scores
 

@@ -20,7 +20,7 @@ from model.efficientnet_lite import STRIDE as CELL_PIXELS
 from model.efficientnet_lite import Trunk
 from training.checkpoint import save_atomically
 from training.pretrained.compiled import Compiled, compile_network
-from training.pretrained.image_trunk import load_trunk
+from training.pretrained.weights import load_trunk
 
 PATCH_PIXELS = 14
 BASIS_FILE = "image-backbone-basis.pt"

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer, Tipsv2Model, Tipsv2Tokenizer
 from model.features import text_features
 from training.data.batch import tokenize
 from training.pretrained.image_backbone import fit_basis
-from training.pretrained.image_trunk import MINILM, weights_file
+from training.pretrained.weights import MINILM, weights_file
 
 _BATCH = 128
 

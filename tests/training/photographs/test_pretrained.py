@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from model.cell_encoder import CellConfig, CellText
 from training.photographs.encoder import load_minilm, load_tokenizer
-from training.pretrained.image_trunk import EFFICIENTNET, load_trunk, weights_file
 from training.pretrained.text import sentence_embeddings
+from training.pretrained.weights import EFFICIENTNET, load_trunk, weights_file
 
 
 @torch.inference_mode()

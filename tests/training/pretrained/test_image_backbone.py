@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from training.pretrained import image_trunk
+from training.pretrained import weights
 from training.pretrained.image_backbone import FrozenImageBackbone
-from training.pretrained.image_trunk import weights_file
+from training.pretrained.weights import weights_file
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_openvino_gives_the_features_of_torch_also_under_autocast(
 
 def test_other_weights_and_a_missing_package_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     changed = {"numpy": ("__init__.py", "0" * 64), "no_such_package": ("a", "0" * 64)}
-    monkeypatch.setattr(image_trunk, "FILES", changed)
+    monkeypatch.setattr(weights, "FILES", changed)
     with pytest.raises(ValueError, match="reinstall numpy"):
         weights_file("numpy")
     with pytest.raises(FileNotFoundError, match="no_such_package is missing"):

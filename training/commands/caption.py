@@ -3,6 +3,7 @@
 import importlib
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal, cast
 
@@ -17,6 +18,10 @@ from training.options import argument, option
 from training.settings import SETTING, apply_overrides
 
 
+def _names(config: type[PaliGemmaConfig | GeminiConfig]) -> str:
+    return ", ".join(item.name for item in fields(config))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Of both captioners."""
@@ -27,7 +32,12 @@ class Options:
     shards: Path = option("folder of shards")
     output: Path = option("folder to write to")
     model: str | None = option("checkpoint's folder or name, or the service's name", None)
-    overrides: tuple[str, ...] = option("change a setting of the captioner", (), **SETTING)
+    overrides: tuple[str, ...] = option(
+        f"change a setting; of paligemma {_names(PaliGemmaConfig)}; of gemini "
+        f"{_names(GeminiConfig)}",
+        (),
+        **SETTING,
+    )
     batch_size: int | None = option("images per batch of PaliGemma (default 16)", None)
     api_key_file: Path | None = option("file with Gemini's key (else a variable)", None)
     base_url: str | None = option("other URL of Gemini's service, such as a proxy", None)

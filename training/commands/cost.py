@@ -42,6 +42,7 @@ class RunCost:
         flops_per_image: Operations of a training step for one image.
         state_bytes: Of weights, gradients, moments, averages and a frozen teacher on one of the
             devices; activations and gathered weights come on top.
+        images_per_step: On all devices.
     """
 
     vision: int

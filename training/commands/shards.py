@@ -28,19 +28,23 @@ class Options:
     )
     folder: Path = argument("of images or of shards")
     output: Path | None = option("folder of the new shards", None)
-    shard_size: PositiveInt = option("images of a shard", DEFAULT_SHARD_SIZE)
+    shard_size: PositiveInt | None = option(
+        f"images of a new shard (default {DEFAULT_SHARD_SIZE})", None
+    )
 
 
 def run(options: Options) -> None:
     """Build, index or describe.
 
     Raises:
-        ValueError: --output is missing, or given where nothing is written to it.
+        ValueError: --output is missing, or an option is given where no shard is written.
     """
     if (options.kind == "folder") != (options.output is not None):
         raise ValueError("--output is the folder that `shards folder` writes to, and it needs one")
+    if options.output is None and options.shard_size is not None:
+        raise ValueError("--shard-size is an option of `shards folder` only")
     if options.output is not None:
-        _build(options.folder, options.output, options.shard_size)
+        _build(options.folder, options.output, options.shard_size or DEFAULT_SHARD_SIZE)
     elif options.kind == "index":
         broken = BrokenList()
         index_shards(options.folder, broken)

@@ -148,19 +148,18 @@ def _words(setting: str, weight: float, use: str, lack: str = "") -> str:
 def _caption_lines(
     config: TrainingConfig, data: ShardsConfig, counts: DataSummary
 ) -> Iterator[str]:
-    without = counts.num_images - counts.num_captioned
-    use = f"{without} images without a caption take part in the other losses only"
-    use = use if counts.num_captioned else ""
+    captioned = counts.num_captioned
+    use = f"{captioned} of {counts.num_images} images have a caption" if captioned else ""
     words = _words("contrast_weight", config.method.contrast_weight, use, "no image has a caption")
     yield f"contrast with captions: {words}"
-    if not counts.num_captioned:
+    if not captioned:
         yield f"text tower: {_untrained_text_tower(config)}"
     elif config.method.contrast_weight:
         for token in ("cls1", "cls2"):
             sources = getattr(data.captions, token)
             found = {name: counts.caption_sources.get(name, 0) for name in sources}
             line = f"  {token.upper()} from " + ", ".join(f"{s} {num}" for s, num in found.items())
-            if sum(found.values()) < counts.num_captioned:
+            if sum(found.values()) < captioned:
                 line += f"; images without these use other captions (data.captions.{token})"
             yield line
 

@@ -68,3 +68,5 @@ def test_commands_write_shards_index_and_describe_them(
     assert ShardStore(out).read(0, 0).captions == {"alt": "a plain wall, number 0"}
     (out / "manifest.json").unlink()
     assert "holds shards: 3 images" in printed("index", out)
+    assert main(["shards", "index", str(out), "--shard-size", "2"]) == 2
+    assert "--shard-size is an option of `shards folder` only" in capsys.readouterr().err

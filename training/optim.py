@@ -109,12 +109,12 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return 0.0
-    # Those that FSDP2 shards, and ordinary ones.
-    cut, plain = ([g for g in gradients if isinstance(g, DTensor) == is_cut] for is_cut in (1, 0))
-    parts = [part for part in (cut, plain) if part]
+    sharded = [g for g in gradients if isinstance(g, DTensor)]  # by FSDP2
+    whole = [g for g in gradients if not isinstance(g, DTensor)]
+    parts = [part for part in (sharded, whole) if part]
     norms = [nn.utils.get_total_norm(part) for part in parts]
-    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-    norm = float(torch.stack(whole).norm())
+    totals = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    norm = float(torch.stack(totals).norm())
     if math.isfinite(norm) and norm > max_norm:
         for part in parts:
             torch._foreach_mul_(part, max_norm / norm)

@@ -90,7 +90,8 @@ def crop_image(
         config: How.
         seed: The data set's.
         index: The image's place in the stream of images of all ranks and epochs. It determines all
-            random choices together with the seed, independent of ranks and restarts.
+            random choices together with the seed, independent of ranks and restarts. torch's own
+            random state is not changed.
 
     Returns:
         The global crop uint8 [3, H, W] and the local crops uint8 [C, 3, h, w].

@@ -62,7 +62,7 @@ def random_masks(
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class ImageBackboneConfig:
-    """Settings of the terms.
+    """Settings of the terms from a frozen image backbone and from titles of drawings.
 
     Attributes:
         weight: Of one minus the cosine with the backbone's features, per patch and for the mean of

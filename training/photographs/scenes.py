@@ -186,9 +186,9 @@ class CrowdSource:
         """Crowds of the drawings of views, and of further ones.
 
         Args:
-            views: Its drawings are labelled by `label_of` their own names in lower case.
+            views: Its drawings are labelled by their own names.
             bank: Its further styles are labelled by concepts that the drawings show.
-            label_of: See above.
+            label_of: Labels of the drawings' names in lower case.
             first_concept: Label of the first of `all_concepts()`; the others follow.
             scenes_per_part: Scenes of a part.
         """

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from pydantic import PositiveFloat
 from pydantic.dataclasses import dataclass
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from training.settings import STRICT, Share
@@ -109,7 +109,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return 0.0
-    sharded = [g for g in gradients if isinstance(g, DTensor)]  # by FSDP2
+    sharded: list[Tensor] = [g for g in gradients if isinstance(g, DTensor)]  # by FSDP2
     whole = [g for g in gradients if not isinstance(g, DTensor)]
     parts = [part for part in (sharded, whole) if part]
     norms = [nn.utils.get_total_norm(part) for part in parts]

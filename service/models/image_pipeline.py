@@ -266,24 +266,27 @@ async def _run(
     pixels: Sequence[NDArray[np.float32]], job: ImageJob, model: ServedModel, call: Call
 ) -> list[Completed]:
     """Queue all parts of all images at once, and wait for their outputs."""
-    items = [
-        WorkItem(
-            bucket=Bucket(job.kind, p.shape[1:]),
-            cost=p.shape[1] * p.shape[2] // model.manifest.patch_size**2,
-            payload=p,
-            patch_outputs=job.patch_outputs,
-            deadline=call.deadline,
-            priority=call.priority,
-            caller=call.caller,
-        )
-        for p in pixels
-    ]
     queued = call.clock()
-    futures = model.queue.put(items)
+    futures = model.queue.put(
+        [
+            WorkItem(
+                bucket=Bucket(job.kind, p.shape[1:]),
+                cost=p.shape[1] * p.shape[2] // model.manifest.patch_size**2,
+                payload=p,
+                patch_outputs=job.patch_outputs,
+                deadline=call.deadline,
+                priority=call.priority,
+                caller=call.caller,
+            )
+            for p in pixels
+        ]
+    )
     try:
         await wait_settled(futures)
-        failed = [future for future in futures if future.error is not None]
-        done = [future.result() for future in failed or futures]
+        failed = [future.error for future in futures if future.error is not None]
+        if failed:
+            raise failed[0]
+        done = [future.result() for future in futures]
     except BaseException as error:
         # A batch that failed does not tell how long its items waited.
         is_running = any(future.running() for future in futures)
@@ -293,7 +296,8 @@ async def _run(
         cancel_all(futures)
         raise
     finally:
-        futures, failed = [], []  # a failed one leads to this frame by its traceback
+        # An error leads to this frame by its traceback: nothing here may lead to the error.
+        futures, failed = [], []
     record_batches(done, call)
     return done
 

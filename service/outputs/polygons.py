@@ -48,14 +48,16 @@ def class_polygons(labels_HW: Labels, num_classes: int) -> list[list[Polygon]]:
     num_rows = max(1, BAND_PIXELS // width)
     bands = [_points(labels_HW, top, num_rows) for top in range(0, height + 1, num_rows)]
     y_V, x_V, *pixels = np.concatenate(bands, axis=1)
-    pixels_4V, weights = np.stack(pixels), 2 ** np.arange(4)
+    pixels_4V, weights = np.stack(pixels).astype(labels_HW.dtype), 2 ** np.arange(4)
     polygons: list[list[Polygon]] = [[] for _ in range(num_classes)]
     for label in np.unique(pixels_4V).tolist():
         if 0 < label <= num_classes:
-            code_V = weights @ (pixels_4V == label)
-            own = np.flatnonzero(TURNS[code_V])
+            own = np.flatnonzero((pixels_4V == label).any(axis=0))
             own = own[np.lexsort((y_V[own], x_V[own]))]
-            polygons[label - 1] = _trace(labels_HW, label, (x_V[own], y_V[own], code_V[own]))
+            code_P = weights @ (pixels_4V[:, own] == label)
+            is_turn_P = TURNS[code_P]
+            own, code_P = own[is_turn_P], code_P[is_turn_P]
+            polygons[label - 1] = _trace(labels_HW, label, (x_V[own], y_V[own], code_P))
     return polygons
 
 

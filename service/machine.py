@@ -1,4 +1,4 @@
-"""CPUs and memory of this process, as Linux reports them in /proc and in the control group.
+"""This process on Linux: its CPUs and memory, by /proc and the control group, and its signals.
 
 The only reader of the files of control groups, of version 2. Knows nothing of models.
 """

@@ -40,9 +40,8 @@ class PatchMap:
         patch_2 = np.divide(side_hw, self.geometry.grid_hw)
         within_N2 = (np.indices(self.geometry.grid_hw).reshape(2, -1).T + 0.5) * patch_2
         scale_2 = np.divide(self.geometry.size_hw, scaled_hw)
-        return np.concatenate(
-            [corner + within_N2 for corner in corners]
-        ) * scale_2, patch_2 * scale_2
+        centre_N2 = np.concatenate([corner + within_N2 for corner in corners])
+        return centre_N2 * scale_2, patch_2 * scale_2
 
     def mean(self, example: ClassExample, param: str) -> FloatArray:
         """Mean unit vector [D] of the patches of an example.

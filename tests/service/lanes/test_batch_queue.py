@@ -11,7 +11,7 @@ import pytest
 from service.errors import DeadlineExceeded
 from service.lanes.batch_queue import PRIORITY_STEP_S as STEP_S
 from service.lanes.batch_queue import BatchQueue
-from service.lanes.work import BatchLimits, Bucket, WorkItem
+from service.lanes.work import BatchLimits, Bucket, Kind, WorkItem
 from service.monitoring.metrics import Metrics
 from tests.service.conftest import WAIT_S, Clock, sample
 
@@ -108,3 +108,15 @@ def test_idle_lanes_split_waiting_items_evenly(metrics: Metrics) -> None:
         lane.join(WAIT_S)
     assert sorted(sizes) == [2, 2, 3]
     queue.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"),
+    [("image", 12), ("depth", 6), ("image+depth", 6), ("image+depth+normals", 4), ("text", 64)],
+)
+def test_batches_for_dense_heads_hold_fewer_images(kind: Kind, most: int) -> None:
+    for limits in (
+        BatchLimits(max_images=12, max_patches=1000, max_tokens=1000),
+        BatchLimits(max_images=1000, max_patches=48, max_tokens=256),
+    ):
+        assert [limits.fits(kind, n, 4 * n) for n in (1, most, most + 1)] == [True, True, False]

@@ -10,6 +10,7 @@ import pytest
 
 from service.grpc.generated import embed_pb2, image_pb2, stream_pb2
 from service.grpc.generated.encoder_service_pb2_grpc import EncoderServiceStub
+from service.grpc.stream import StreamItem
 from service.server import Server
 from tests.service.callers import LIMIT_S, grpc_channel
 from tests.service.conftest import Encode, Entered, FakeRuntime, Serving, sample, until
@@ -188,3 +189,9 @@ def take(call: Any) -> list[Answer]:
     with suppress(grpc.RpcError):
         answers.extend(call)
     return answers
+
+
+def test_a_request_that_was_not_parsed_keeps_no_bytes_outside_the_budget() -> None:
+    item = StreamItem(b"malformed", 0)  # the stream holds it until the next one comes
+    item.release()
+    assert not item.raw

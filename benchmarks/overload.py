@@ -68,7 +68,7 @@ async def capacity_per_s(service: Server, request: bytes, seconds: float) -> flo
 
 
 def report(
-    load: Load, capacities: Sequence[float], alone_s: float, memory_mib: Sequence[float]
+    load: Load, capacities: Sequence[float], alone_s: float, held_mib: Sequence[float]
 ) -> None:
     """Print the four parts of the claim."""
     capacity = statistics.mean(capacities)
@@ -76,8 +76,8 @@ def report(
     goodput = accepted / load.wall_s
     # The last item of a full queue finishes up to one image later, as lanes are not in step.
     promise_s = QUEUED_IMAGES / capacity + alone_s
-    half = len(memory_mib) // 2
-    growth = statistics.mean(memory_mib[half:]) - statistics.mean(memory_mib[:half])
+    half = len(held_mib) // 2
+    growth = statistics.mean(held_mib[half:]) - statistics.mean(held_mib[:half])
     print(f"capacity {capacity:.1f} images/s (before and after: {capacities})")
     print(f"answers: {dict(load.statuses)}; {refused} refused")
     print(f"goodput: {goodput / capacity:.2f} of capacity (claim: at least 0.95)")
@@ -87,7 +87,7 @@ def report(
         f"{QUEUED_IMAGES} images and one alone take (claim: at most 1.00)"
     )
     print(f"refused: median {1000 * load.latency_s(0.5, '429'):.1f} ms (claim: below 10)")
-    print(f"memory: {growth:+.1f} MiB from the first half to the second, of {memory_mib[0]:.0f}")
+    print(f"memory: {growth:+.1f} MiB from the first half to the second, of {held_mib[0]:.0f}")
 
 
 async def overload(service: Server, options: argparse.Namespace) -> None:
@@ -98,12 +98,12 @@ async def overload(service: Server, options: argparse.Namespace) -> None:
     await send(one, total=2)
     alone_s = (await send(one, total=10)).latency_s(0.5, "200")
     before = await capacity_per_s(service, request, options.seconds / 2)
-    crowd, memory_mib = Crowd(service.ports["http"], request), list[float]()
-    watcher = asyncio.create_task(watch_memory(service.process.pid, memory_mib))
+    crowd, held_mib = Crowd(service.ports["http"], request), list[float]()
+    watcher = asyncio.create_task(watch_memory(service.process.pid, held_mib))
     await crowd.send_at(OVERLOAD * before, options.seconds)
     watcher.cancel()
     after = await capacity_per_s(service, request, options.seconds / 2)
-    report(crowd.load, [round(before, 2), round(after, 2)], alone_s, memory_mib)
+    report(crowd.load, [round(before, 2), round(after, 2)], alone_s, held_mib)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ Shapes: B images, L prompt tokens, T prompt and answer tokens, H W pixels.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -89,27 +90,24 @@ class PaliGemmaCaptioner:
         return {"kind": "transformers", "dtype": dtype, **asdict(self._config)}
 
     def start(self, samples: Iterable[Sample], note: Path) -> Outcomes:
-        """Caption samples batch by batch.
+        """Caption samples batch by batch; the next one is decoded while the device works.
 
         Raises:
             ValueError: A batch does not fit into the device's memory.
         """
         remaining = iter(samples)
-        while batch := list(islice(remaining, self._config.batch_size)):
-            images, outcomes = dict[str, Image.Image](), list[Outcome]()
-            for sample in batch:
-                try:
-                    pixels_3HW = decode_tensor(sample.image)
-                except BadSample as error:
-                    outcomes.append(Outcome(key=sample.key, failure=f"the image: {error}"))
-                else:
-                    images[sample.key] = Image.fromarray(pixels_3HW.permute(1, 2, 0).numpy())
-            answers = self._answer(list(images.values())) if images else []
-            outcomes += [
-                Outcome(key=key, caption=answer)
-                for key, answer in zip(images, answers, strict=True)
-            ]
-            yield outcomes
+        with ThreadPoolExecutor(max_workers=1) as pool:
+
+            def decoding() -> Future[tuple[dict[str, Image.Image], list[Outcome]]]:
+                return pool.submit(_decoded, list(islice(remaining, self._config.batch_size)))
+
+            following = decoding()
+            while any(current := following.result()):
+                following = decoding()
+                images, broken = current
+                answers = self._answer(list(images.values())) if images else []
+                captioned = zip(images, answers, strict=True)
+                yield [*broken, *(Outcome(key=key, caption=answer) for key, answer in captioned)]
 
     @torch.inference_mode()
     def _answer(self, images: Sequence[Image.Image]) -> list[str]:
@@ -129,6 +127,19 @@ class PaliGemmaCaptioner:
         answers_BT = tokens_BT[:, inputs["input_ids"].shape[1] :]
         answers: list[str] = self._processor.batch_decode(answers_BT, skip_special_tokens=True)
         return answers
+
+
+def _decoded(samples: Sequence[Sample]) -> tuple[dict[str, Image.Image], list[Outcome]]:
+    """Images by key, and the outcomes of broken ones."""
+    images, broken = dict[str, Image.Image](), list[Outcome]()
+    for sample in samples:
+        try:
+            pixels_3HW = decode_tensor(sample.image)
+        except BadSample as error:
+            broken.append(Outcome(key=sample.key, failure=f"the image: {error}"))
+        else:
+            images[sample.key] = Image.fromarray(pixels_3HW.permute(1, 2, 0).numpy())
+    return images, broken
 
 
 def _full_prompt(processor: Any, prompt: str) -> str:

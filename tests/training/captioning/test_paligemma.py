@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import cache
 from io import BytesIO
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,21 @@ def test_a_batch_equals_its_images_one_by_one_and_a_broken_image_fails_alone(
     assert together == alone
     assert str(alone["k001"].failure).startswith("the image: ")
     assert [key for key, one in alone.items() if one.caption] == ["k000", "k002", "k003"]
+
+
+def test_the_next_batch_is_read_while_one_is_captioned(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner, waiting = load(checkpoint), iter(make_samples(0, 6))
+    left: list[int] = []
+
+    def answer(images: list[Image.Image]) -> list[str]:
+        left.append(length_hint(waiting))
+        return ["a caption"] * len(images)
+
+    monkeypatch.setattr(captioner, "_answer", answer)
+    assert sum(len(batch) for batch in captioner.start(waiting, Path("unused"))) == 6
+    assert left == [2, 0, 0]
 
 
 def test_too_little_memory_and_a_missing_checkpoint_come_with_advice(

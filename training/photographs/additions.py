@@ -31,6 +31,6 @@ def add(source: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:  # noqa: PLR2004
+    if len(sys.argv) != 2:
         sys.exit("give one package folder: python -m training.photographs.additions PACKAGE")
     add(sys.argv[1])

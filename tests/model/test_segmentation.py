@@ -161,6 +161,16 @@ def test_normalising_keeps_zero_and_prompts_count_by_direction() -> None:
     np.testing.assert_allclose(average_prompts(text_PD), [0.5**0.5] * 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize("width", [1, 3, 192, 1024])
+def test_one_vector_has_the_unit_vector_that_it_has_as_a_row(width: int) -> None:
+    rng = np.random.default_rng(width)
+    for scale in (1e-18, 1e-3, 1.0, 1e15, 0.0, np.nan):
+        vector_D = (scale * rng.standard_normal(width)).astype(np.float32)
+        unit_D = l2_normalize(vector_D)
+        assert unit_D.dtype == np.float32
+        np.testing.assert_array_equal(unit_D, l2_normalize(vector_D[None])[0])
+
+
 @given(seeds, st.lists(st.integers(1, 4), min_size=1, max_size=6))
 def test_several_classes_are_averaged_like_one(seed: int, sizes: list[int]) -> None:
     text_PD = noise(seed, sum(sizes), 8)

@@ -208,6 +208,7 @@ def test_files_lines_of_code_and_the_link_repeat_what_is_shown(
     page.click("#examples button >> nth=1")
     enter(page, "#classes-input", "sky")
     page.check("[value=heat]")
+    wait(page, IS_IDLE)
     again = open_page(copied(page, "#copy-link").removeprefix(service.rest))
     again.wait_for_selector("#examples button[aria-pressed=true]")
     wait(again, "document.querySelectorAll('#legend li').length === 2")

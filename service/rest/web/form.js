@@ -65,7 +65,7 @@ export class Latest {
       const done = job(own.signal); // first, since it sends a request
       document.body.ariaBusy = "true";
       await done;
-      if (!own.signal.aborted) say("");
+      if (!own.signal.aborted && $("#toast").classList.contains("error")) say("");
     } catch (error) {
       if (error.name === "AbortError") return;
       say(error.message, true);

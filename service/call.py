@@ -29,7 +29,8 @@ AnswerEncoding = Literal["bytes", "list", "base64", "protobuf", "png", "overlay"
 
 PRIORITIES: Final = (1, 2, 3)
 DEFAULT_PRIORITY: Final = 2
-# A deadline that is nearer from the start is the caller's risk: to miss it is no fault.
+# What an idle server may take for reading, decoding and answering, beside the run of the model. To
+# miss a caller's deadline that leaves less than both is no fault of the service.
 LEAST_TIMEOUT_S: Final = 0.01
 
 # So many images of a call, the largest, have their sizes logged.
@@ -55,6 +56,9 @@ class Call:
         request_id: Sent in the response headers and in every log line of the call.
         deadline: Monotonic seconds after which the answer is no longer needed.
         started: Monotonic seconds of its arrival.
+        has_own_deadline: Whether the caller gave the deadline.
+        unloaded_s: Seconds that the lanes of an idle server compute its images and texts; 0 before
+            these are known.
         priority: One of `PRIORITIES`; 1 is the most urgent.
         host: Address of the caller; empty in process.
         caller: Name of the caller, for fair sharing of the lanes; see `caller_of`.
@@ -81,6 +85,8 @@ class Call:
     deadline: float
     clock: Clock = time.monotonic
     started: float = field(default_factory=time.monotonic)
+    has_own_deadline: bool = False
+    unloaded_s: float = 0.0
     priority: int = DEFAULT_PRIORITY
     host: str = ""
     caller: str = ""
@@ -102,8 +108,9 @@ class Call:
 
     @property
     def has_short_deadline(self) -> bool:
-        """Whether the caller's own deadline was nearer than a server can promise to answer."""
-        return self.deadline - self.started < LEAST_TIMEOUT_S
+        """Whether even an idle server could not answer within the caller's own deadline."""
+        least_s = LEAST_TIMEOUT_S + self.unloaded_s
+        return self.has_own_deadline and self.deadline - self.started < least_s
 
     def remaining_s(self) -> float:
         """Seconds until the deadline.
@@ -117,10 +124,10 @@ class Call:
         return left
 
     def shorten(self, deadline: float) -> None:
-        """Move the deadline, unless it is nearer already."""
+        """Move the deadline to one that the caller gives, unless it is nearer already."""
         if deadline >= self.deadline:
             return
-        self.deadline = deadline
+        self.deadline, self.has_own_deadline = deadline, True
         if self.limit is not None:
             now = asyncio.get_running_loop().time()
             self.limit.reschedule(now + deadline - self.clock())

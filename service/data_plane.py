@@ -27,7 +27,7 @@ from service.answer_size import SizedRequest, answer_size, check_answer_size
 from service.call import AnswerEncoding, Call
 from service.errors import Unavailable, device_unhealthy
 from service.images import ImagePreparer, JpegDecode, SizeRule, Windows
-from service.lanes.work import image_kind
+from service.lanes.work import image_kind, image_work
 from service.messages import (
     ClassifyImagesRequest,
     ClassifyImagesResponse,
@@ -262,6 +262,7 @@ class DataPlane:
         with self._serving(request, call) as model:
             groups, errors = text_groups(request, self.limits)
             prompts = model.texts.look_up(list(groups.values()))
+            call.unloaded_s = model.unloaded_s(prompts.cost, len(prompts.missing))
             await self.admission.take(call, model.budget, num_patches=prompts.cost)
             if request.partial:
                 # Only the tokenizer knows which texts are blank; it is too slow to run before
@@ -483,6 +484,10 @@ class DataPlane:
         answer_bytes = self._answer_bytes(job, request, model, call.answer_encoding)
         if uses_foreground:
             answer_bytes += FOREGROUND_BYTES * min(len(job.given), self._pool.num_threads)
+        call.unloaded_s = max(
+            model.unloaded_s(job.num_queued_patches * image_work(job.kind), job.num_parts),
+            model.unloaded_s(prompts.cost, len(prompts.missing)),
+        )
         await self.admission.take(
             call,
             model.budget,

@@ -268,10 +268,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _begin(self, name: str, context: Any, headers: Headers) -> Call:
         remaining_s = context.time_remaining()
         longest_s = self._protection.settings.request_timeout_s
-        timeout_s = longest_s if remaining_s is None else min(longest_s, remaining_s)
         host = self._host_of(context, headers)
-        call = self._telemetry.begin("grpc", name, headers, timeout_s, host=host)
+        call = self._telemetry.begin("grpc", name, headers, longest_s, host=host)
         call.answer_encoding = "protobuf"
+        if remaining_s is not None:
+            call.shorten(call.started + remaining_s)
         return call
 
     def _host_of(self, context: Any, headers: Headers) -> str:

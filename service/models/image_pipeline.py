@@ -105,6 +105,13 @@ class ImageJob:
         """Patches that the lanes compute."""
         return sum([image.num_patches[k] for image in self.images for k in image.missing])
 
+    @property
+    def num_parts(self) -> int:
+        """Parts that lanes can compute at the same time; an upper bound with windows."""
+        if self.rule.windows is not None:
+            return self.num_queued_patches
+        return sum([len(image.missing) for image in self.images])
+
     def encoded(self, k: int = 0) -> list[EncodedImage]:
         """The images at one size, the usual one by default."""
         return [found for image in self.images if (found := image.encoded[k]) is not None]

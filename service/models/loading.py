@@ -427,17 +427,19 @@ def find_limits(loaded: LoadedLanes, free_bytes: int | None) -> BatchLimits:
             most_patches = settings.max_queue_patches
         most_patches = min(most_patches, fitting)
     most_images = settings.max_batch_images
-    if most_images is None:
-        until = time.monotonic() + WARM_UP_LIMIT_S
+    until = time.monotonic() + WARM_UP_LIMIT_S
 
-        def run(num_images: int) -> float | None:
-            seconds: list[float] = []
-            while len(seconds) < MAX_RUNS and time.monotonic() < until:
-                seconds.append(loaded.lanes[0].run_synthetic(native, num_images))
-            if seconds and num_images == 1:
-                loaded.seconds[native] = min(seconds)
-            return min(seconds, default=None)
+    def run(num_images: int) -> float | None:
+        seconds: list[float] = []
+        while len(seconds) < MAX_RUNS and time.monotonic() < until:
+            seconds.append(loaded.lanes[0].run_synthetic(native, num_images))
+        if seconds and num_images == 1:
+            loaded.seconds[native] = min(seconds)
+        return min(seconds, default=None)
 
+    if most_images is not None:
+        run(1)  # for the time of an image alone
+    else:
         most = max(1, min(MAX_BATCH_IMAGES, most_patches // item_cost(manifest, native)))
         most_images = find_batch_size(run, most)
         # More patches than those of a full batch of the native size make an image no cheaper, and
@@ -523,7 +525,7 @@ def _serve(
         foreground=load_foreground(package, words),
     )
     batcher.start()
-    return ServedModel(
+    served = ServedModel(
         info,
         tokenizer=TextTokenizer.from_package(package),
         batcher=batcher,
@@ -531,6 +533,8 @@ def _serve(
         cache=TextCache(TEXT_CACHE_BYTES, metrics),
         budget=PatchBudget(settings.max_queue_patches, metrics, batcher),
     )
+    served.patch_s = loaded.seconds[loaded.native] / item_cost(manifest, loaded.native)
+    return served
 
 
 def bucket_limits(loaded: LoadedLanes) -> tuple[BucketLimits, ...]:

@@ -118,6 +118,8 @@ class ServedModel:
         texts: The text side.
         batcher: Computes them; knows the health of its lanes.
         load_s: Time of its load, which the repository measures.
+        patch_s: Seconds of one lane for a patch of a single image, measured at its load before any
+            request; 0 if unknown.
     """
 
     def __init__(
@@ -136,10 +138,15 @@ class ServedModel:
         self.queue = batcher.queue
         self.requests = RequestCounts()
         self.load_s = 0.0
+        self.patch_s = 0.0
         self.texts = TextEncoder(tokenizer, batcher, cache)
         self.batcher = batcher
         self.lanes = lanes
         self._cache = cache
+
+    def unloaded_s(self, num_patches: int, num_parts: int) -> float:
+        """Seconds that idle lanes take for so many patches of equal parts."""
+        return self.patch_s * num_patches / max(1, min(num_parts, len(self.lanes)))
 
     def release_idle_memory(self) -> None:
         """Free what the runtimes keep for later batches; from any thread."""

@@ -243,8 +243,7 @@ class CallMiddleware:
                     "X-Request-Timeout-Ms must be a whole number of milliseconds, at least 1.",
                     param="X-Request-Timeout-Ms",
                 )
-            timeout_s = min(self._protection.settings.request_timeout_s, int(timeout_ms) / 1000)
-            call.deadline = call.started + timeout_s
+            call.shorten(call.started + int(timeout_ms) / 1000)
         priority = headers.get(b"x-request-priority")
         if priority is not None:
             call.priority = accept_priority(priority, param="X-Request-Priority")

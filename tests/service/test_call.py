@@ -5,6 +5,7 @@ import pytest
 from service.call import (
     DEFAULT_PRIORITY,
     NUM_CALLERS,
+    Call,
     accept_priority,
     accept_request_id,
     caller_of,
@@ -43,3 +44,20 @@ def test_hosts_have_callers_of_their_own_up_to_a_bound() -> None:
     hosts = [f"10.{n // 256}.{n % 256}.1" for n in range(5000)]
     callers = {caller_of("http", host) for host in [*hosts, "", "unix"]}
     assert NUM_CALLERS / 2 < len(callers) <= NUM_CALLERS
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "is_short"), [(0.012, True), (0.03, True), (0.06, True), (0.2, False)]
+)
+def test_a_deadline_below_the_unloaded_time_is_short(timeout_s: float, is_short: bool) -> None:
+    call = Call(request_id="r", started=5.0, deadline=65.0, unloaded_s=0.055)
+    call.shorten(5.0 + timeout_s)
+    assert call.has_short_deadline == is_short
+
+
+def test_the_deadline_of_the_server_is_not_the_callers() -> None:
+    call = Call(request_id="r", started=5.0, deadline=65.0, unloaded_s=90.0)
+    call.shorten(95.0)  # the caller would wait longer
+    assert not call.has_short_deadline
+    call.shorten(64.0)
+    assert call.has_short_deadline

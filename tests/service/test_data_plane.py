@@ -139,6 +139,33 @@ async def test_classes_follow_from_the_embeddings_of_images_and_texts(
     assert answer.classes == names
 
 
+@pytest.mark.parametrize(
+    ("capability", "num_images", "patches"),
+    [
+        (EMBED, 1, 4),
+        (EMBED, 3, 6),  # on two lanes
+        (DEPTH, 1, 8),  # a head costs as much as the backbone
+        (SLIDE, 1, 12),  # three prompts of 8 patches; the windows cost less
+        (MIXED, 1, 8),
+    ],
+    ids=["embed", "three", "depth", "prompts", "mixed"],
+)
+async def test_the_unloaded_time_of_a_request_follows_from_its_patches_and_the_lanes(
+    core: Core, capability: Capability, num_images: int, patches: int
+) -> None:
+    served = core.plane.models.find(None)
+    served.patch_s, served.lanes = 0.01, 2 * tuple(served.lanes)
+    images = [core.image(seed=seed, size=(30, 30)) for seed in range(num_images)]
+    method, request_type, fields, _ = capability
+    made = call()
+    await getattr(core.plane, method)(request_type(images=images, **fields), made)
+    assert made.unloaded_s == pytest.approx(0.01 * patches)
+    repeated = call()
+    await core.plane.embed_texts(EmbedTextsRequest(texts=TEXTS), repeated)
+    await core.plane.embed_texts(EmbedTextsRequest(texts=TEXTS), repeated)
+    assert repeated.unloaded_s == 0.0, "known texts need no lane"
+
+
 async def test_the_model_sees_an_image_once_for_all_outputs(core: Core) -> None:
     outputs = ("cls1", "values", "normals", "depth", "segmentation")
     images = [core.image(seed=seed, size=(40, 30)) for seed in range(2)]

@@ -18,6 +18,7 @@ from model.runtime.base import UnusableRuntimeError, VisionOutput
 from model.runtime.choice import RuntimeChoice
 from service import machine as service_machine
 from service.lanes import sizing
+from service.lanes.lane import Lane
 from service.lanes.work import Bucket
 from service.models import loading
 from service.models.conversion import ModelSource
@@ -187,6 +188,21 @@ def test_slow_heads_run_on_the_first_lane_in_their_native_shape(
     seconds = {b.height: b.run_s for b in bucket_limits(loaded)}
     if not limit_s:  # the shape between the two that ran is estimated
         assert seconds[56] == pytest.approx(2 * seconds[28], abs=1e-5)
+
+
+@pytest.mark.parametrize("given", [{}, {"max_batch_images": 2}])
+def test_the_time_of_a_native_image_is_that_of_its_fastest_run(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, given: dict[str, int]
+) -> None:
+    seconds = iter([0.9])  # the first run of a shape may wait for a compiler
+
+    def run(lane: Lane, bucket: Bucket, num_items: int = 1) -> float:
+        is_native = (bucket, num_items) == (Bucket("image", (28, 28)), 1)
+        return next(seconds, 0.05) if is_native else 0.4
+
+    monkeypatch.setattr(loading, "WARM_UP_LIMIT_S", 5.0)
+    monkeypatch.setattr(Lane, "run_synthetic", run)
+    assert machine.load(lanes=1, **given).seconds[Bucket("image", (28, 28))] == 0.05
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,15 @@
-"""Builds what lies in `deploy/` as `kubectl apply` would read it, each once in a run of tests."""
+"""Builds what lies in `deploy/` as `kubectl apply` would read it, each once in a run of tests.
+
+That is every kustomization, every manifest that none lists, and the chart with the values that it
+ships.
+"""
 
 import functools
 import os
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -12,7 +17,31 @@ from tests.deploy.workloads import Manifest
 from tests.tools import run
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
-KUBERNETES = DEPLOY / "kubernetes"
+CHART = DEPLOY / "chart"
+# Every part of the chart, under another name and in another namespace than the usual ones.
+EVERYTHING: dict[str, Any] = {
+    **{
+        name: {"enabled": True}
+        for name in (
+            *("monitoring", "keda", "apiKeys", "tracing", "gateway", "ingress"),
+            *("modelVolume", "cacheVolume", "prepareModel", "buildEngines"),
+        )
+    },
+    "tls": {"enabled": True, "clientCa": True},
+    "registry": "registry.example.org/us",
+    "imagePullSecrets": ["registry"],
+}
+# What `helm template` gets: the release, files of values, values.
+CHARTS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
+    "cpu": ("tipserve", [], {}),
+    "dev": ("tipserve", ["dev"], {}),
+    "gpu": ("tipserve", ["gpu"], {}),
+    "production": ("tipserve", ["production"], {}),
+    "released": ("tipserve", ["released"], {}),
+    "gpu-released": ("tipserve", ["released", "gpu"], {}),
+    "everything": ("photos", [], EVERYTHING),
+    "everything-gpu": ("photos", ["released", "gpu", "production"], EVERYTHING),
+}
 
 
 def _names() -> list[str]:
@@ -30,52 +59,34 @@ def _names() -> list[str]:
     return names
 
 
-_USUAL = "monitoring keda api-keys tls tracing gateway"
-# An overlay and components on top of it.
-COMBINATIONS = [
-    f"cpu {_USUAL} model-volume",
-    "cpu monitoring hpa released-model cache-volume ingress registry",
-    f"gpu {_USUAL} model-volume",
-    "dev released-model",
-    "gpu model-image",
-]
-# Paths below deploy/, and combinations. A component by itself is built on an overlay, the front on
-# the base.
-ALL = [*_names(), *COMBINATIONS]
+# Paths below deploy/, and names of `CHARTS`.
+ALL = [*_names(), *CHARTS]
 
 
 def build(name: str) -> list[Manifest]:
     """The documents of one of `ALL`; a caller may change them."""
-    return [document for document in yaml.load_all(_text_of(name), yaml.CSafeLoader) if document]
+    return [document for document in yaml.load_all(text_of(name), yaml.CSafeLoader) if document]
 
 
 @functools.cache
-def _text_of(name: str) -> str:
+def text_of(name: str) -> str:
+    """The same as YAML."""
+    if name in CHARTS:
+        release, files, values = CHARTS[name]
+        return render(values, release, files)
     if name.endswith(".yaml"):
         return (DEPLOY / name).read_text(encoding="utf-8")
-    first, *components = name.split()
-    overlay = KUBERNETES / "overlays" / first
-    if overlay.is_dir():
-        return build_together(overlay, [KUBERNETES / "components" / one for one in components])
     text = (DEPLOY / name / "kustomization.yaml").read_text(encoding="utf-8")
-    if "\nkind: Component\n" in text:
-        base = KUBERNETES / ("base" if name.endswith("/front") else "overlays/cpu")
-        base = DEPLOY / "training" / "chain" if "training/" in name else base
-        return build_together(base, [DEPLOY / name])
-    return _kustomize(DEPLOY / name)
-
-
-def build_together(base: Path, components: list[Path]) -> str:
-    """The YAML of a base with components."""
+    if "\nkind: Component\n" not in text:
+        return _kustomize(DEPLOY / name)
     with tempfile.TemporaryDirectory() as scratch:
         # kustomize accepts only relative paths of other folders.
         here = Path(scratch).resolve()
         kustomization = {
-            "resources": [os.path.relpath(base, here)],
-            "components": [os.path.relpath(component, here) for component in components],
+            "resources": [os.path.relpath(DEPLOY / "training" / "chain", here)],
+            "components": [os.path.relpath(DEPLOY / name, here)],
         }
-        text = yaml.safe_dump(kustomization)
-        (here / "kustomization.yaml").write_text(text, encoding="utf-8")
+        (here / "kustomization.yaml").write_text(yaml.safe_dump(kustomization), encoding="utf-8")
         return _kustomize(here)
 
 
@@ -84,4 +95,21 @@ def _kustomize(folder: Path) -> str:
     assert ended.returncode == 0, ended.stderr
     # Warnings name deprecated fields and those without effect.
     assert not ended.stderr, ended.stderr
+    return ended.stdout
+
+
+def render(
+    values: dict[str, Any], release: str = "tipserve", files: list[str] | None = None, *options: str
+) -> str:
+    """The chart's YAML with these values over those files, after Helm's own checks."""
+    given = [f"--values={CHART / f'values-{name}.yaml'}" for name in files or []]
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "values.yaml"
+        file.write_text(yaml.safe_dump(values), encoding="utf-8")
+        given += [f"--values={file}", "--namespace=vision", *options]
+        if not options:
+            linted = run("helm", "lint", "--strict", CHART, *given)
+            assert linted.returncode == 0, linted.stdout + linted.stderr
+        ended = run("helm", "template", release, CHART, *given)
+    assert ended.returncode == 0, ended.stderr
     return ended.stdout

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,10 @@ def is_builtin(document: Manifest) -> bool:
     return document["apiVersion"].rpartition("/")[0] in GROUPS
 
 
-def faults_of_builtin(
-    documents: list[Manifest], versions: Sequence[str] = VERSIONS
-) -> Iterator[str]:
+def faults_of_builtin(documents: list[Manifest]) -> Iterator[str]:
     """Faults of built-in kinds, and of pods within custom resources, by any version's schemas."""
     for document in [*filter(is_builtin, documents), *operator_pods(documents)]:
-        for version in versions:
+        for version in VERSIONS:
             if fault := _fault(json.dumps(document), version):
                 yield f"{called(document)} in {version}: {fault}"
 

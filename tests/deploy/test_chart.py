@@ -1,80 +1,32 @@
-"""The Helm chart renders the objects of kustomize."""
+"""The Helm chart: what its values do, and what they must not do."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.deploy import cross_references, kustomizations
-from tests.deploy.kustomizations import DEPLOY, KUBERNETES
-from tests.deploy.workloads import Manifest, called, of_kind
+from tests.deploy import cross_references
+from tests.deploy.kustomizations import CHART, EVERYTHING, build, render
+from tests.deploy.workloads import Manifest, called, of_kind, workloads
 from tests.tools import run
 
-CHART = DEPLOY / "chart"
-# All parts: components, and the values that stand for them.
-COMPONENTS = (
-    "monitoring",
-    "keda",
-    "api-keys",
-    "tls",
-    "tracing",
-    "gateway",
-    "model-volume",
-    "registry",
-)
-SWITCHES = ("monitoring", "keda", "apiKeys", "tls", "tracing", "gateway", "modelVolume")
-VALUES: dict[str, Any] = {
-    **{name: {"enabled": True} for name in SWITCHES},
-    "settings": {"TIPSERVE_MODEL": "/models/current"},
-    "image": {"repository": "registry.example.org/us/tipserve"},
-    "imagePullSecrets": ["tipserve-registry"],
-    "front": {"image": "registry.example.org/us/haproxy:3.0.11-alpine"},
-}
+
+def documents_of(values: dict[str, Any], release: str = "tipserve") -> list[Manifest]:
+    return [one for one in yaml.load_all(render(values, release), yaml.CSafeLoader) if one]
 
 
-def render(folder: Path, values: dict[str, Any], release: str = "tipserve") -> list[Manifest]:
-    file = folder / "values.yaml"
-    file.write_text(yaml.safe_dump(values), encoding="utf-8")
-    linted = run("helm", "lint", "--strict", CHART, "--values", file)
-    assert linted.returncode == 0, linted.stdout + linted.stderr
-    done = run("helm", "template", release, CHART, "--namespace=default", "--values", file)
-    assert done.returncode == 0, done.stderr
-    return [one for one in yaml.load_all(done.stdout, yaml.CSafeLoader) if one]
-
-
-def comparable(documents: list[Manifest]) -> dict[str, Any]:
-    """Documents by name, without the digest of settings and what only kustomize has."""
-    text = re.sub(
-        r"tipserve-(settings|front)-[a-z0-9]{10}", r"tipserve-\1", yaml.safe_dump(documents)
-    )
-    found = {called(one): one for one in yaml.load(text, yaml.CSafeLoader)}
-    # A user's keys are in no values file, and a chart expects nothing of a cluster by annotations.
-    found.pop("Secret/tipserve-api-keys", None)
-    deployment = found["Deployment/tipserve"]
-    notes = deployment["metadata"].pop("annotations", {})
-    assert all(name.startswith("expects/") for name in notes)
-    pod = deployment["spec"]["template"]["spec"]
-    # Their order has no meaning.
-    pod["volumes"].sort(key=lambda one: one["name"])
-    for container in (*pod["initContainers"], *pod["containers"]):
-        container["volumeMounts"].sort(key=lambda one: one["name"])
+def server(documents: list[Manifest]) -> Manifest:
+    (found,) = [one.pod for one in workloads(documents) if one.servers]
     return found
 
 
-@pytest.mark.parametrize("has_all", [False, True])
-def test_objects_are_those_of_kustomize(has_all: bool, tmp_path: Path) -> None:
-    parts = [KUBERNETES / "components" / name for name in COMPONENTS if has_all]
-    text = kustomizations.build_together(KUBERNETES / "overlays" / "cpu", parts)
-    expected = comparable(list(yaml.load_all(text, yaml.CSafeLoader)))
-    found = comparable(render(tmp_path, VALUES if has_all else {}))
-    assert found.keys() == expected.keys()
-    for name, document in expected.items():
-        assert found[name] == document, name
+def settings(documents: list[Manifest]) -> dict[str, str]:
+    found = {one["metadata"]["name"]: one["data"] for one in of_kind(documents, "ConfigMap")}
+    return dict(found[server(documents)["containers"][0]["envFrom"][0]["configMapRef"]["name"]])
 
 
-def test_every_value_reaches_the_objects(tmp_path: Path) -> None:
+def test_every_value_reaches_the_objects() -> None:
     given: list[Any] = []
 
     def other(default: Any, name: str) -> Any:
@@ -82,35 +34,96 @@ def test_every_value_reaches_the_objects(tmp_path: Path) -> None:
             return True
         if isinstance(default, dict) and default:
             return {key: other(value, f"{name}-{key.lower()}") for key, value in default.items()}
-        given.append(7_000_000 + len(given) if isinstance(default, int) else f"other{name}")
+        is_number = isinstance(default, int | float)
+        given.append(70_000 + len(given) if is_number else f"other{name}")
         wrapped: dict[type, Any] = {dict: {"a": given[-1]}, list: [given[-1]]}
         return wrapped.get(type(default), given[-1])
 
     values = other(yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8")), "")
     values["tolerations"] = [{"key": values["tolerations"][0]}]
-    # KEDA takes the place of `replicas`.
-    documents = render(tmp_path, values) + render(tmp_path, values | {"keda": {}})
-    assert [one for one in given if str(one) not in yaml.safe_dump(documents)] == []
+    # The probe asks every two seconds.
+    given[given.index(values["startupSeconds"])] = values["startupSeconds"] // 2
+    # KEDA takes the place of `replicas`, and an existing claim that of a new one.
+    less = {"keda": {}, "modelVolume": {"enabled": True, "claim": "", "storage": "otherstorage"}}
+    storage = [name for name in given if str(name).endswith("volume-storage")]
+    unchecked = "--skip-schema-validation"
+    text = render(values, "tipserve", [], unchecked)
+    text += render(values | less, "tipserve", [], unchecked)
+    assert "otherstorage" in text
+    assert [one for one in given if str(one) not in text] == storage
 
 
-def test_another_release_shares_nothing_with_the_first(tmp_path: Path) -> None:
-    values = VALUES | {"image": {}, "apiKeys": {}, "tls": {}}
-    first, second = (render(tmp_path, values, name) for name in ("a-tipserve", "tipserve-b"))
+def test_another_release_shares_nothing_with_the_first() -> None:
+    values = EVERYTHING | {"ingress": {}}
+    first, second = (documents_of(values, name) for name in ("a-tipserve", "tipserve-b"))
     names = [{called(one) for one in documents} for documents in (first, second)]
     assert not names[0] & names[1]
     assert cross_references.faults([*first, *second]) == []
 
 
-def test_a_changed_setting_causes_a_rollout(tmp_path: Path) -> None:
-    names = set()
+def test_a_changed_setting_causes_a_rollout_but_changed_keys_do_not() -> None:
+    templates = []
     for level in ("INFO", "DEBUG"):
-        documents = render(tmp_path, {"settings": {"TIPSERVE_LOG_LEVEL": level}})
-        (settings,) = [
-            one for one in of_kind(documents, "ConfigMap") if "TIPSERVE_MODEL" in one["data"]
+        documents = documents_of({"settings": {"TIPSERVE_LOG_LEVEL": level}})
+        templates.append(yaml.safe_dump(server(documents)))
+        assert settings(documents)["TIPSERVE_MODEL"] == "bundled"
+    assert templates[0] != templates[1]
+    # The server reads keys from a file of a Secret that is no part of the chart.
+    keyed = documents_of({"apiKeys": {"enabled": True, "secret": "ours"}})
+    assert of_kind(keyed, "Secret") == []
+    (volume,) = [one for one in server(keyed)["volumes"] if one["name"] == "api-keys"]
+    assert volume["secret"]["secretName"] == "ours"
+
+
+def test_a_changed_file_of_the_proxy_causes_a_rollout() -> None:
+    files = {path.name: path.read_text(encoding="utf-8") for path in (CHART / "proxy").iterdir()}
+    documents = build("cpu")
+    (found,) = [one for one in of_kind(documents, "ConfigMap") if "start.sh" in one["data"]]
+    assert found["data"] == files
+    (volume,) = [one for one in server(documents)["volumes"] if one["name"] == "front"]
+    assert re.fullmatch("tipserve-front-[0-9a-f]{10}", volume["configMap"]["name"])
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        # Publishing and each server verify a package; a third time in between adds nothing.
+        ("production", ["front"]),
+        ("dev", []),
+        ("released", ["prepare-model", "front"]),
+        ("gpu", ["build-engines", "front"]),
+        ("gpu-released", ["prepare-model", "build-engines", "front"]),
+    ],
+)
+def test_init_containers_run_in_order_and_do_what_the_server_needs(
+    name: str, steps: list[str]
+) -> None:
+    documents = build(name)
+    pod = server(documents)
+    containers = pod.get("initContainers", [])
+    assert [container["name"] for container in containers] == steps
+    precisions = settings(documents).get("TIPSERVE_CONVERT_PRECISIONS", "")
+    for container in containers[: -1 if steps else None]:
+        # Each handles the model that is then served, in the server's cache and precisions.
+        assert container["envFrom"] == pod["containers"][0]["envFrom"]
+        assert container["command"][-1] == "$(TIPSERVE_MODEL)"
+        given = re.findall(r"--precision=(\w+)", " ".join(container["command"]))
+        assert given == [name for name in precisions.split(",") if name]
+
+
+def test_engines_are_built_on_the_servers_part_of_a_gpu() -> None:
+    text = render({"gpu": "nvidia.com/mig-2g.20gb"}, "tipserve", ["gpu"])
+    pod = server([one for one in yaml.load_all(text, yaml.CSafeLoader) if one])
+    for container in (pod["initContainers"][0], pod["containers"][0]):
+        limits = container["resources"]["limits"]
+        assert {name for name in limits if "/" in name} == {"nvidia.com/mig-2g.20gb"}, container[
+            "name"
         ]
-        names.add(settings["metadata"]["name"])
-        assert settings["data"]["TIPSERVE_MODEL"] == "bundled"
-    assert len(names) == 2
+
+
+def test_openshift_chooses_the_user() -> None:
+    context = server(documents_of({"user": None}))["securityContext"]
+    assert context.keys() == {"runAsNonRoot", "seccompProfile"}
 
 
 @pytest.mark.parametrize(
@@ -118,9 +131,16 @@ def test_a_changed_setting_causes_a_rollout(tmp_path: Path) -> None:
     [
         ("keda.enabled=true", "keda.enabled needs monitoring.enabled"),
         ("tls.enabled=true,front.enabled=false", "tls.enabled needs front.enabled"),
+        ("replica=3", "'replica' not allowed"),
+        ("front.enable=false", "'enable' not allowed"),
+        ("settings.MODEL=bundled", "'MODEL' not allowed"),
+        ("rollingUpdate.maxUnavailable=100%", "/rollingUpdate/maxUnavailable"),
+        ("keda.queueWaitS=50", "/keda/queueWaitS"),
+        ("startupSeconds=18", "/startupSeconds"),
+        ("resources.limits.memory=null", "missing property 'memory'"),
     ],
 )
-def test_a_part_without_another_is_refused(values: str, told: str) -> None:
+def test_values_without_sense_are_refused(values: str, told: str) -> None:
     ended = run("helm", "template", "tipserve", CHART, f"--set={values}")
     assert ended.returncode != 0
     assert told in ended.stderr

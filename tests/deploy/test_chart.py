@@ -75,6 +75,12 @@ def test_a_changed_setting_causes_a_rollout_but_changed_keys_do_not() -> None:
     assert volume["secret"]["secretName"] == "ours"
 
 
+def test_numbers_among_the_settings_stay_as_they_are() -> None:
+    given = {"TIPSERVE_MAX_BODY_MEMORY_BYTES": 268435456, "TIPSERVE_ACCESS_LOG_RATIO": 0.1}
+    chosen = settings(documents_of({"settings": given}))
+    assert {name: chosen[name] for name in given} == {n: str(v) for n, v in given.items()}
+
+
 def test_a_changed_file_of_the_proxy_causes_a_rollout() -> None:
     files = {path.name: path.read_text(encoding="utf-8") for path in (CHART / "proxy").iterdir()}
     documents = build("cpu")

@@ -46,6 +46,10 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- $_ := set $settings "OTEL_TRACES_SAMPLER_ARG" .Values.tracing.sampleRatio }}
 {{- end }}
 {{- range $name, $value := merge (deepCopy .Values.settings) $settings }}
+{{- /* Helm reads numbers as floats, and would write 268435456 as 2.68435456e+08. */}}
+{{- if and (kindIs "float64" $value) (eq (floor $value) $value) }}
+{{- $value = int64 $value }}
+{{- end }}
 {{ $name }}: {{ $value | quote }}
 {{- end }}
 {{- end }}

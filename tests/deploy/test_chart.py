@@ -137,6 +137,10 @@ def test_openshift_chooses_the_user() -> None:
     [
         ("keda.enabled=true", "keda.enabled needs monitoring.enabled"),
         ("tls.enabled=true,front.enabled=false", "tls.enabled needs front.enabled"),
+        (
+            "monitoring.enabled=true,keda.enabled=true,keda.minReplicas=11",
+            "keda.minReplicas is above keda.maxReplicas",
+        ),
         ("replica=3", "'replica' not allowed"),
         ("front.enable=false", "'enable' not allowed"),
         ("settings.MODEL=bundled", "'MODEL' not allowed"),

@@ -1,16 +1,23 @@
 """Parses PromQL expressions, and knows which series exist."""
 
+import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Final
 
 import promql_parser
 
 from service.monitoring.metrics import READINGS, Metrics
 
-# Series of Prometheus itself; of the cluster's exporters; those with a GPU only.
+METRICS_OF_PROXY: Final = Path(__file__).resolve().parents[2] / "deploy" / "proxy" / "metrics.js"
+# Series of Prometheus itself; of several workers; of the proxy; of the cluster's exporters; those
+# with a GPU only.
 OWN_SERIES: Final = frozenset({"up", "ALERTS"})
 WORKER_SERIES: Final = frozenset(
     {"tipserve_workers", "tipserve_workers_ready", "tipserve_worker_restarts_total"}
+)
+PROXY_SERIES: Final = frozenset(
+    re.findall(r"# TYPE (tipserve_proxy_\w+)", METRICS_OF_PROXY.read_text(encoding="utf-8"))
 )
 CLUSTER_SERIES: Final = frozenset(
     {
@@ -62,4 +69,5 @@ def known_series(groups: Iterable[Any]) -> frozenset[str]:
         for suffix in SUFFIXES.get(family.type, ("",))
     }
     recorded = {rule["record"] for group in groups for rule in group["rules"] if "record" in rule}
-    return OWN_SERIES | WORKER_SERIES | CLUSTER_SERIES | exported | GPU_SERIES | recorded
+    others = OWN_SERIES | WORKER_SERIES | PROXY_SERIES | CLUSTER_SERIES | GPU_SERIES
+    return others | exported | recorded

@@ -2,7 +2,7 @@
 
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -45,26 +45,28 @@ def checks_of(case: dict[str, Any]) -> list[Check]:
     ]
 
 
-def run_unit_tests(folder: Path, content: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+def run_unit_tests(
+    folder: Path, content: dict[str, Any], groups: list[Group] = GROUPS
+) -> subprocess.CompletedProcess[str]:
     """Run promtool on one file of tests, with the rules that its alerts need."""
     alerts = {check.alert for case in content["tests"] for check in checks_of(case)}
-    (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": needed(alerts)}))
+    (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": needed(alerts, groups)}))
     path = folder / "tests.yaml"
     path.write_text(yaml.safe_dump(content))
     return promtool("test", "rules", str(path))
 
 
-def needed(alerts: Iterable[str]) -> list[Group]:
+def needed(alerts: Collection[str], groups: list[Group] = GROUPS) -> list[Group]:
     """Rules of these alerts, and of groups that record a series which they read; all if none."""
-    chosen = [ALERTS[name] for name in alerts]
+    chosen = [rule for group in groups for rule in group["rules"] if rule.get("alert") in alerts]
     text = yaml.safe_dump(chosen)
-    groups = []
-    for group in GROUPS:
+    found = []
+    for group in groups:
         recording = [rule for rule in group["rules"] if "record" in rule]
         alerting = [rule for rule in group["rules"] if rule in chosen]
         if alerting or any(rule["record"] in text for rule in recording):
-            groups.append({**group, "rules": [*recording, *alerting]})
-    return groups if chosen else GROUPS
+            found.append({**group, "rules": [*recording, *alerting]})
+    return found if chosen else groups
 
 
 def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -51,7 +51,8 @@ def test_only_these_wake_someone() -> None:
     paging = {name for name, one in ALERTS.items() if one["labels"]["severity"] == "critical"}
     budgets = {f"Tipserve{name}BudgetBurnFast" for name in ("Error", "Latency", "Capacity")}
     broken = {"Down", "NoneReady", "ModelWithoutLane", "QueueStuck", "GpuError", "GpuMemoryErrors"}
-    assert paging == budgets | {f"Tipserve{name}" for name in broken}
+    shut = {"TrafficStopped", "ProxyDown", "ProxyConnectionsHigh", "ProxyFaultRatioHigh"}
+    assert paging == budgets | {f"Tipserve{name}" for name in broken | shut}
 
 
 def test_links_are_urls_below_one_address() -> None:

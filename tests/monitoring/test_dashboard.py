@@ -27,6 +27,11 @@ VARIABLE: Final = re.compile(r"\$(?:\{(\w+)(?::\w+)?\}|(\w+))")
 DATASOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
 # Grafana units of our metrics; `none` is a ratio such as a burn rate.
 UNITS: Final = {"short", "none", "percentunit", "s", "bytes", "reqps", "cps", "watt", "celsius"}
+# Labels that titles name, and other words for them.
+LABEL_OF: Final = {"replica": "pod", "status": "code"}
+LABELS: Final = frozenset(
+    {"caller", "code", "job", "method", "model", "pod", "protocol", "reason", "stage", "state"}
+)
 COMPILER_OPTIONS: Final = {
     "strict": True,
     "noEmit": True,
@@ -75,6 +80,28 @@ def test_queries_use_variables_and_series_that_exist() -> None:
         assert {match[1] or match[2] for match in VARIABLE.finditer(query)} <= variables, query
         assert metric_names(filled(query)), query
         assert metric_names(filled(query)) <= series, query
+
+
+def test_panels_show_what_their_titles_and_legends_name() -> None:
+    assert not unlike_their_titles(PANELS)
+
+
+def unlike_their_titles(panels: list[dict[str, Any]]) -> list[str]:
+    """Queries without a label that the panel's title or their legend names."""
+    found = []
+    for panel in panels:
+        _, _, ending = panel["title"].partition(" by ")
+        named = {LABEL_OF.get(word, word) for word in re.findall(r"\w+", ending)} & LABELS
+        for target in panel["targets"]:
+            legend = set(re.findall(r"\{\{(\w+)\}\}", target.get("legendFormat", "")))
+            grouped = re.search(r"\bby \(([^)]*)\)", target["expr"])
+            level = re.search(r"(\w+):tipserve\w*:", target["expr"])
+            labels = set(re.findall(r"\w+", grouped[1])) if grouped else set()
+            if not grouped and level:
+                labels = {label for label in LABELS if label in level[1].split("_")}
+            if not named | legend <= labels:
+                found.append(target["expr"])
+    return found
 
 
 def test_prometheus_reads_every_expression(tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 """Every alert fires and resolves at the right minute, by promtool's unit tests."""
 
+import re
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.monitoring.prometheus_queries import known_series, metric_names
 from tests.monitoring.rule_file import (
     ALERTS,
     GROUPS,
+    RULES,
     UNIT_TESTS,
     Check,
     checks_of,
@@ -22,6 +25,18 @@ def test_promtool_finds_no_fault_in_the_rules(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({"groups": GROUPS}))
     checked = promtool("check", "rules", "--lint-fatal", str(path))
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_rules_read_series_that_exist() -> None:
+    known = known_series(GROUPS)
+    for rule in (rule for group in GROUPS for rule in group["rules"]):
+        assert metric_names(rule["expr"]) <= known, rule
+
+
+def test_up_is_that_of_servers_or_that_of_proxies() -> None:
+    servers = 'job=~"(.+-)?tipserve(-.+)?",job!~".+-proxy"'
+    proxies = 'job=~"(.+-)?tipserve(-.+)?-proxy"'
+    assert set(re.findall(r"\bup\{([^}]*)\}", RULES)) == {servers, proxies}
 
 
 @pytest.mark.parametrize("name", UNIT_TESTS)

@@ -3,6 +3,7 @@
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -35,10 +36,31 @@ def test_alerts_are_routed_by_severity(severity: str, receiver: str) -> None:
     assert routed.stdout.strip() == receiver
 
 
-def test_inhibiting_alerts_exist() -> None:
+def test_alerts_inhibit_others_of_the_same_deployment_only() -> None:
     rules = yaml.safe_load(ALERTMANAGER.read_text(encoding="utf-8"))["inhibit_rules"]
-    for rule in rules:
-        matchers = [*rule["source_matchers"], *rule["target_matchers"]]
-        assert {name for text in matchers for name in re.findall(r"Tipserve\w+", text)} <= set(
-            ALERTS
+    assert rules
+    assert not faulty_inhibitions(rules)
+
+
+def test_the_proxy_has_a_job_of_its_own_and_the_pod_of_its_server() -> None:
+    config = yaml.safe_load((FOLDER / "standalone" / "prometheus.yml").read_text(encoding="utf-8"))
+    pods = {}
+    for job in config["scrape_configs"]:
+        (target,) = job["static_configs"][0]["targets"]
+        (relabel,) = job["relabel_configs"]
+        replacement = relabel.get("replacement", "${1}").replace("${1}", r"\1")
+        pods[job["job_name"]] = re.sub(
+            relabel.get("regex", "(.*)") + "$", replacement, target, count=1
         )
+    assert pods == {"tipserve": "localhost:8002", "tipserve-proxy": "localhost:8002"}
+
+
+def faulty_inhibitions(rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rules that name an unknown alert, or by which one Deployment silences another."""
+
+    def is_faulty(rule: dict[str, Any]) -> bool:
+        matchers = [*rule["source_matchers"], *rule["target_matchers"]]
+        named = {name for text in matchers for name in re.findall(r"Tipserve\w+", text)}
+        return not named <= ALERTS.keys() or not {"namespace", "job"} <= set(rule["equal"])
+
+    return [rule for rule in rules if is_faulty(rule)]

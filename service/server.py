@@ -23,7 +23,7 @@ from model.image_codec import SMALL_DECODING_BYTES, most_decoding_bytes
 from service.admission import Admission, ServerState, unavailable
 from service.data_plane import DataPlane
 from service.errors import Unavailable
-from service.grpc.interceptor import MAX_STREAMS
+from service.grpc.interceptor import MAX_STREAMS, NUM_MESSAGES
 from service.grpc.server import GrpcServer
 from service.images import QUEUED_PATCH_BYTES
 from service.machine import memory_limit, on_stop_signals, resident_bytes, trimming_memory
@@ -323,7 +323,7 @@ def max_caller_bytes(settings: Settings) -> int:
     models, and pixels that came as float32, which are copied and may be as large as the bodies.
     """
     return (
-        (settings.num_receive_places + MAX_STREAMS) * settings.max_request_bytes
+        (NUM_MESSAGES + MAX_STREAMS) * settings.max_request_bytes
         + 2 * settings.max_body_memory_bytes
         + num_pool_threads(settings) * SMALL_DECODING_BYTES
         + max(

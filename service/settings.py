@@ -213,8 +213,7 @@ class Settings(BaseSettings):
     """Deadline in seconds of a request that sets none, and the longest that a request may set."""
     max_body_memory_bytes: Positive = 128 * 1024 * 1024
     """Maximum bytes of the bodies and messages of all requests in progress. Further requests get
-    429. gRPC receives as many unary messages at once as fit with `max_request_bytes` each, at least
-    2."""
+    429. Messages of gRPC count once they are whole; 36 may arrive at once."""
     max_work_memory_bytes: Positive = 160 * 1024 * 1024
     """Maximum bytes that the images of all requests take while they are decoded, and their maps,
     masks and answers until they are sent. A request waits for its share until its deadline. One
@@ -320,11 +319,6 @@ class Settings(BaseSettings):
     def max_answer_bytes(self) -> int:
         """Most bytes of an answer, estimated from image headers before any work."""
         return self.max_work_memory_bytes * 4 // 5
-
-    @property
-    def num_receive_places(self) -> int:
-        """Most unary gRPC messages received at once, each of up to `max_request_bytes`."""
-        return max(2, self.max_body_memory_bytes // self.max_request_bytes)
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

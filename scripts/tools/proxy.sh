@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# HAProxy, behind which replicas are replaced under load: from Debian, unpacked with the libraries that it needs, so that
-# no root is needed and no proxy is started.
+# nginx with njs, the proxy in front of the server: from Debian, unpacked with the libraries that they need, so that no root is
+# needed and no proxy is started. `envsubst`, which fills its template, comes with it.
 set -euo pipefail
 . scripts/tools/debian.bash
 
-PACKAGES=(haproxy liblua5.4-0 libopentracing-c-wrapper0t64 libopentracing1 libjemalloc2 libpcre2-8-0)
-folder=.tools/haproxy
+PACKAGES=(nginx libnginx-mod-http-js libpcre2-8-0 libxml2 gettext-base)
+folder=.tools/nginx
 
-unpack_haproxy() {
+unpack_nginx() {
   if ! command -v apt-get >/dev/null; then
-    echo "haproxy is missing, and not to be had without apt-get: install HAProxy 2.4 or newer, then run this again" >&2
+    echo "nginx is missing, and not to be had without apt-get: install nginx 1.26 or newer with njs, then run this again" >&2
     return 1
   fi
   local archives archive
@@ -25,24 +25,22 @@ unpack_haproxy() {
     dpkg-deb --fsys-tarfile "$archive" | tar -x -C "$folder"
   done
   rm -rf "$archives"
-  rm -f .tools/bin/haproxy
-  cat >.tools/bin/haproxy <<'END'
-#!/bin/sh
-# The program of a Debian package, with the libraries that were unpacked beside it.
-folder=$(dirname "$(readlink -f "$0")")/../haproxy/usr
-libraries=$(echo "$folder"/lib/*-linux-gnu*)
-LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" exec "$folder/sbin/haproxy" "$@"
-END
-  chmod +x .tools/bin/haproxy
 }
 
-if ! .tools/bin/haproxy -v >/dev/null 2>&1; then
-  if command -v haproxy >/dev/null; then
-    ln -sf "$(command -v haproxy)" .tools/bin/haproxy
-  else
-    unpack_haproxy
-  fi
+# A program of the folder, with the libraries that were unpacked beside it.
+wrap() {
+  cat >".tools/bin/$1" <<WRAPPER
+#!/bin/sh
+folder=\$(dirname "\$(readlink -f "\$0")")/../nginx/usr
+libraries=\$(echo "\$folder"/lib/*-linux-gnu*)
+LD_LIBRARY_PATH="\$libraries\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}" exec "\$folder/$2" "\$@"
+WRAPPER
+  chmod +x ".tools/bin/$1"
+}
+
+if [[ ! -x $folder/usr/sbin/nginx ]]; then
+  unpack_nginx
 fi
-# Its first line; `head` would end it by SIGPIPE while it writes the others.
-version=$(.tools/bin/haproxy -v)
-echo "${version%%$'\n'*}"
+wrap nginx sbin/nginx
+wrap envsubst bin/envsubst
+.tools/bin/nginx -v 2>&1

@@ -50,8 +50,10 @@ MAX_OPEN_MESSAGE_BYTES: Final = 4096
 NUM_OPEN_MESSAGES: Final = 2
 RETRY_S: Final = 1.0
 MAX_RPCS: Final = 2048
-# Each may receive a message of `max_request_bytes`.
-MAX_STREAMS: Final = 32
+# Unary messages that are received at once, and open streams: each may take `max_request_bytes`.
+# Where only four messages were received at once, a proxy whose streams wait for each other stalled.
+NUM_MESSAGES: Final = 16
+MAX_STREAMS: Final = 20
 logger = logging.getLogger(__name__)
 
 
@@ -73,7 +75,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._protection = protection
         self._admission = admission
         self._stream_errors = stream_errors
-        self._reader = MessageReader(protection.settings.num_receive_places)
+        self._reader = MessageReader(NUM_MESSAGES)
         # A stream of reflection that waits for its caller keeps no health check waiting.
         self._open_readers = {name: MessageReader(NUM_OPEN_MESSAGES) for name in OPEN_SERVICES}
         self._num_rpcs = self._num_streams = 0

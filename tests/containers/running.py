@@ -77,6 +77,10 @@ class Container:
             time.sleep(0.1)
         return found
 
+    def restart(self) -> None:
+        """Stop and start it."""
+        self._engine.podman("restart", "--time=20", self.name)
+
     def process_status(self) -> dict[str, str]:
         """Return /proc/PID/status of its first process: capabilities, users, seccomp."""
         text = Path(f"/proc/{self.inspect('{{.State.Pid}}')}/status").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from service.monitoring.metrics_server import READY
 from tests.deploy import cross_references
 from tests.deploy.cross_references import Faults
 from tests.deploy.kustomizations import build
-from tests.deploy.workloads import variables, workloads
+from tests.deploy.workloads import workloads
 
 
 def compose(text: str) -> Faults:
@@ -31,14 +31,16 @@ def compose(text: str) -> Faults:
         yield "callers reach other ports than the proxy's"
     if not all(port.startswith("127.0.0.1:") for port in proxy["ports"][2:]):
         yield "callers reach metrics"
-    environment = server["environment"]
-    pods = variables(workload.servers[0], documents)
-    given = {name for name, value in environment.items() if pods.get(name) == value}
-    missing = pods.keys() - given - {"TIPSERVE_MODEL", "TIPSERVE_CACHE", "TIPSERVE_CPUS"}
-    if missing or given != environment.keys():
-        yield f"the server's variables are not the pod's: {environment}"
-    chosen = cross_references.settings_of(environment)
-    yield from cross_references.behind(chosen, environment)
+    chosen = cross_references.settings_of(server["environment"])
+    here, there = (one["networks"]["inner"]["ipv4_address"] for one in (proxy, server))
+    if [str(one) for one in chosen.trusted_proxies] != [f"{here}/32"]:
+        yield f"the server trusts {chosen.trusted_proxies}, and its proxy is {here}"
+    environment = proxy["environment"]
+    for protocol, port in (("REST", chosen.http_port), ("GRPC", chosen.grpc_port)):
+        if environment[f"PROXY_{protocol}_SERVER"] != f"{there}:{port}":
+            yield f"the proxy asks another server than {there}:{port} for {protocol}"
+    if float(proxy["stop_grace_period"].removesuffix("s")) <= chosen.request_timeout_s:
+        yield "a stop of the proxy cuts requests"
     yield from cross_references.memory(server["mem_limit"], chosen)
     yield from cross_references.front_memory(proxy["mem_limit"], environment)
     grace_s = float(server["stop_grace_period"].removesuffix("s"))

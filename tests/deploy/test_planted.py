@@ -46,7 +46,7 @@ PLANTED = [
     ("cpu", "", 'TIPSERVE_HOST: "127.0.0.1"', 'TIPSERVE_HOST: "0.0.0.0"'),
     ("cpu", "", 'GRPC_PORT: "8011"', 'GRPC_PORT: "8012"'),
     ("everything", "", "PROXY_TLS_CERT:", "PROXY_TLS_CERTS:"),
-    ("cpu", "", "memory: 256Mi", "memory: 64Mi"),
+    ("cpu", "", "memory: 512Mi", "memory: 64Mi"),
     ("cpu", "name: tipserve\n", "memory: 2Gi", "memory: 1Gi"),
     # Networks.
     ("cpu", "", "enableServiceLinks: false", "enableServiceLinks: true"),
@@ -77,10 +77,10 @@ PLANTED = [
     (DOCKERFILE, "HEALTHCHECK --", "TIPSERVE_METRICS_PORT", "TIPSERVE_HTTP_PORT"),
     (DOCKERFILE, "HEALTHCHECK --", "/v2/health/ready", "/v2/health"),
     (COMPOSE, "  tipserve:", "stop_grace_period: 60s", "stop_grace_period: 6s"),
-    (COMPOSE, "  proxy:", "mem_limit: 256m", "mem_limit: 25m"),
+    (COMPOSE, "  proxy:", "mem_limit: 512m", "mem_limit: 25m"),
     (COMPOSE, "  tipserve:", "mem_limit: 2g", "mem_limit: 1g"),
-    (COMPOSE, "", "TRUSTED_PROXIES: 127.0.0.1", "TRUSTED_PROXIES: 10.0.0.1"),
-    (COMPOSE, "", "METRICS_HOST: 0.0.0.0", "METRICS_HOST: 127.0.0.1"),
+    (COMPOSE, "", "TRUSTED_PROXIES: 10.213.7.2", "TRUSTED_PROXIES: 10.0.0.1"),
+    (COMPOSE, "", "GRPC_SERVER: 10.213.7.3:8001", "GRPC_SERVER: 10.213.7.3:8000"),
 ]
 
 

@@ -1,8 +1,6 @@
 """Replicas behind a proxy are replaced under load, and no request of either protocol fails."""
 
-import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -11,14 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.processes.callers import SMALL, SteadyCallers
-from tests.processes.proxy import Proxy
+from tests.processes.front import Front
 from tests.processes.server import LIMIT_S, Place, Server, start_server
 from tipserve_client import Client
 
 pytestmark = pytest.mark.alone
 NUM_REPLICAS = 2
-# The proxy is told that a replica is deleted, and `preStop` sleeps a little longer.
-NOTICE_S, PRE_STOP_S = 0.3, 0.32
 # The callers repeat one image: from the cache they would exceed the proxy's limit of an address.
 FLAGS = ("--model=bundled-student", "--lanes=1", "--max-batch-images=1", "--image-cache-bytes=0")
 STREAMED = {"protocol": "grpc", "method": "tipserve.v1.EncoderService/Stream", "code": "OK"}
@@ -47,45 +43,33 @@ def has_streamed(replica: Server) -> bool:
     return replica.metric("tipserve_requests_total", **STREAMED) > 0
 
 
-def stop(proxy: Proxy, slot: int, replica: Server) -> None:
-    """Delete a replica as Kubernetes does; it drains and exits with 0."""
-    time.sleep(NOTICE_S)
-    proxy.take_out(slot)
-    time.sleep(PRE_STOP_S - NOTICE_S)
-    replica.process.terminate()
-    assert replica.process.wait(LIMIT_S) == 0
-
-
 @pytest.mark.timeout(900)
-def test_rolling_restarts_fail_nothing() -> None:
+def test_rolling_restarts_fail_nothing(tmp_path: Path) -> None:
     """A new replica becomes ready and gets requests; then the oldest is deleted."""
     with ExitStack() as stack:
-        # The path of the admin socket must be short.
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        proxy = stack.enter_context(Proxy(folder))
-        serving: dict[int, Server] = {}
+        serving = [stack.enter_context(start_server(*FLAGS)) for _ in range(NUM_REPLICAS)]
         num_streaming = 0
 
-        def add() -> None:
-            slot = min({*range(1, NUM_REPLICAS + 2)} - serving.keys())
-            serving[slot] = stack.enter_context(start_server(*FLAGS))
-            proxy.put_in(slot, serving[slot])
+        def places() -> list[tuple[int, int]]:
+            return [(one.ports["http"], one.ports["grpc"]) for one in serving]
 
-        for _ in range(NUM_REPLICAS):
-            add()
-        place = Place({"http": proxy.http_port, "grpc": proxy.grpc_port})
-        with streaming(place) as streamed, SteadyCallers(place, heeds=False) as callers:
+        front = stack.enter_context(Front(tmp_path, *places()))
+        with (
+            streaming(front.place) as streamed,
+            SteadyCallers(front.place, heeds=False) as callers,
+        ):
             callers.wait_for(20)
             for _ in range(NUM_REPLICAS):
-                add()
-                oldest = next(iter(serving))
-                num_streaming += has_streamed(serving[oldest])
-                stop(proxy, oldest, serving.pop(oldest))
+                serving.append(stack.enter_context(start_server(*FLAGS)))
+                oldest = serving.pop(0)
+                front.reload(*places())
                 callers.wait_for(20)
-            num_streaming += sum(map(has_streamed, serving.values()))
-        num_repeated = proxy.total("wretr") + proxy.total("wredis")
-    assert not callers.others
-    assert num_repeated == 0, "or the proxy hides failures"
+                num_streaming += has_streamed(oldest)
+                oldest.process.terminate()
+                assert oldest.process.wait(LIMIT_S) == 0
+                callers.wait_for(20)
+            num_streaming += sum(map(has_streamed, serving))
+    assert not callers.others, callers.others[:3]
     # The stream began on a replica that is gone; its client opened it again.
     assert num_streaming > 1
     assert streamed == list(range(len(streamed)))

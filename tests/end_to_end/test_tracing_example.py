@@ -17,7 +17,7 @@ import yaml
 from tests.end_to_end.conftest import RunService
 from tests.processes.callers import PROTOCOLS, Question, ask
 from tests.processes.front import BEHIND, Front
-from tests.processes.server import LIMIT_S, ROOT, Place, start_server
+from tests.processes.server import LIMIT_S, ROOT, start_server
 from tipserve_client import Client
 
 TRACES = {"rest": "0af7651916cd43dd8448eb211c80319c", "grpc": "4bf92f3577b34da6a3ce929d0e0e4736"}
@@ -51,8 +51,8 @@ def test_traces_come_through_the_proxy_and_are_shown_as_trees(tmp_path: Path) ->
             endpoint = f"--otlp-endpoint={watcher.stderr.readline().split()[-1]}"
             with start_server(*flags, endpoint, env=pod(), log=log) as server:
                 ports = server.ports
-                with Front(tmp_path, ports["http"], ports["grpc"]) as front:
-                    place = Place({"http": front.http_port, "grpc": front.grpc_port})
+                with Front(tmp_path, (ports["http"], ports["grpc"])) as front:
+                    place = front.place
                     for protocol in PROTOCOLS:
                         headers = {"traceparent": f"00-{TRACES[protocol]}-{CALLER}-01"}
                         outcome = ask(place, protocol, Question(headers=headers)).outcome()

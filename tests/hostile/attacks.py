@@ -1,4 +1,4 @@
-"""Six attacks on the memory and the time of a server, one of each kind.
+"""Seven attacks on the memory and the time of a server, one of each kind.
 
 Attackers come from another address than honest callers. Each attack takes the ports of REST and
 gRPC, and lasts a few seconds.
@@ -11,13 +11,15 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import count
+from itertools import count, cycle
 
 from PIL import Image
 
 from tests.hostile.wire import (
     CONTINUATION,
     DATA,
+    END_HEADERS,
+    END_STREAM,
     PREFACE,
     RST_STREAM,
     SETTINGS,
@@ -35,7 +37,14 @@ MASK = "/v1/images:segment?classes=dog"
 Attack = Callable[[int, int], None]
 
 
-def crowd(port: int, num: int, opening: bytes, piece: bytes = b"", num_read: int = 65_536) -> None:
+def crowd(
+    port: int,
+    num: int,
+    opening: bytes,
+    piece: bytes = b"",
+    num_read: int = 65_536,
+    num_hosts: int = 1,
+) -> None:
     """Connections that say something, then send and read a little now and then.
 
     Args:
@@ -44,13 +53,15 @@ def crowd(port: int, num: int, opening: bytes, piece: bytes = b"", num_read: int
         opening: What each sends at once.
         piece: What each sends every tick.
         num_read: Bytes that each reads every tick.
+        num_hosts: Addresses that they come from.
     """
+    hosts = cycle([ATTACKER, *((f"127.0.1.{one}", 0) for one in range(1, num_hosts))])
     connections: list[socket.socket] = []
     until = time.monotonic() + SECONDS
     while time.monotonic() < until:
         with suppress(OSError):
             while len(connections) < num:
-                connection = socket.create_connection(("127.0.0.1", port), 1.0, ATTACKER)
+                connection = socket.create_connection(("127.0.0.1", port), 1.0, next(hosts))
                 connections.append(connection)
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 connection.setblocking(False)
@@ -126,6 +137,15 @@ def connections(http_port: int, grpc_port: int) -> None:
     together(lambda: crowd(http_port, 1000, b"GET"), lambda: crowd(grpc_port, 1000, OPENING))
 
 
+def idle(http_port: int, grpc_port: int) -> None:
+    """6,000 connections of 40 addresses, each silent after a request."""
+    health = opened(1, END_HEADERS | END_STREAM, http2_head(b"/grpc.health.v1.Health/Check"))
+    together(
+        lambda: crowd(http_port, 3000, b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n", num_hosts=40),
+        lambda: crowd(grpc_port, 3000, OPENING + health, num_hosts=40),
+    )
+
+
 def frames(http_port: int, grpc_port: int) -> None:
     """CONTINUATION frames without end, and streams that are opened and reset."""
     unended = opened(1, flags=0, block=EMBED)
@@ -172,6 +192,7 @@ ATTACKS: tuple[Attack, ...] = (
     slow_bodies,
     slow_readers,
     connections,
+    idle,
     frames,
     large_inputs,
 )

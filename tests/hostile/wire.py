@@ -3,7 +3,8 @@
 from typing import Final
 
 DATA, HEADERS, RST_STREAM, SETTINGS, CONTINUATION = 0, 1, 3, 4, 9
-# A flag of frames.
+# Flags of frames.
+END_STREAM: Final = 1
 END_HEADERS: Final = 4
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 

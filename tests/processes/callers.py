@@ -3,6 +3,7 @@
 import base64
 import http.client
 import json
+import select
 import threading
 import time
 from collections import Counter
@@ -272,6 +273,9 @@ class SteadyCallers:
     def _rest(self) -> None:
         connection = rest_connection(self._server)
         while not self._is_over.is_set():
+            # As clients do before they use a connection again: it may be closed.
+            if connection.sock is not None and select.select([connection.sock], [], [], 0)[0]:
+                connection.close()
             try:
                 connection.request(*rest_request(self._question))
             except OSError as error:

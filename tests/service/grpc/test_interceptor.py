@@ -87,7 +87,7 @@ async def test_malformed_messages_and_those_of_too_many_values_are_refused_and_n
 async def test_a_message_that_is_missing_or_late_is_an_error_and_frees_its_place(
     serving: Serving, encode_image: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.settings.Settings.num_receive_places", 1)
+    monkeypatch.setattr("service.grpc.interceptor.NUM_MESSAGES", 1)
     async with serving() as server:
         with nothing_held_after(server):
             missing = await ask_late(server, is_complete=True)

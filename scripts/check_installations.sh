@@ -12,7 +12,7 @@ python -m venv "$folder/tools"
 uv=$folder/tools/bin/uv
 # A copy of the tree, so that the build leaves nothing behind.
 mkdir "$folder/source"
-git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$folder/source"
+git ls-files -z --cached --others --exclude-standard | xargs -0 cp --no-dereference --parents -t "$folder/source"
 program=$PWD/scripts/request_every_route.py
 this=$(command -v python)
 cd "$folder"

@@ -238,6 +238,7 @@ def test_idle_connections_are_the_first_to_go(start: Start, protocol: str) -> No
             idle.append(stack.enter_context(peer))
             with suppress(ConnectionError):
                 peer.sendall(greeting)
+                assert peer.recv(65_536)
         # A connection is idle once its request is answered.
         until(
             lambda: front.place.metric("tipserve_proxy_connections", state="writing") <= 3, "idle"

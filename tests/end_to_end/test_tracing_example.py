@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import yaml
-
+from tests.deploy.kustomizations import build
+from tests.deploy.workloads import workloads
 from tests.end_to_end.conftest import RunService
 from tests.processes.callers import PROTOCOLS, Question, ask
 from tests.processes.front import BEHIND, Front
@@ -29,10 +29,8 @@ STAGES = ["decode", "admit", "queue", "run", "post"]
 
 def pod() -> dict[str, str]:
     """The pod's variables, with names filled in as by Kubernetes."""
-    patch = ROOT / "deploy" / "kubernetes" / "components" / "tracing" / "pod_names.yaml"
-    template = yaml.safe_load(patch.read_text(encoding="utf-8"))["spec"]["template"]
-    (container,) = template["spec"]["containers"]
-    (value,) = [v["value"] for v in container["env"] if v["name"] == "OTEL_RESOURCE_ATTRIBUTES"]
+    (server,) = (one.servers[0] for one in workloads(build("everything")) if one.servers)
+    (value,) = [v["value"] for v in server["env"] if v["name"] == "OTEL_RESOURCE_ATTRIBUTES"]
     # All spans are exported at the end, so that no trace is split in two.
     return {
         "OTEL_RESOURCE_ATTRIBUTES": value.replace("$(POD_NAME)", "tipserve-0"),

@@ -19,9 +19,7 @@ export PROXY_TIMEOUT_S="${PROXY_TIMEOUT_S:-90}" PROXY_REQUESTS_PER_ADDRESS="${PR
 # nginx counts a rate by the second, so ten seconds' requests are a rate and a burst.
 export PROXY_RATE=$((${PROXY_REQUESTS_PER_10S:-10000} / 10)) PROXY_BURST="${PROXY_REQUESTS_PER_10S:-10000}"
 
-# Two workers share the connections.
-connections=${PROXY_CONNECTIONS:-16384}
-export PROXY_CONNECTIONS="$connections" PROXY_WORKER_CONNECTIONS=$((connections / 2))
+export PROXY_CONNECTIONS="${PROXY_CONNECTIONS:-16384}"
 
 # Lines of nginx for each word of a list.
 lines() {

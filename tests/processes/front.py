@@ -19,7 +19,7 @@ CONFIGURATION: Final = PROXY / "nginx.conf"
 START: Final = PROXY / "start.sh"
 # Flag of a server behind it.
 BEHIND: Final = ("--trusted-proxies=127.0.0.1",)
-NUM_WORKERS: Final = 2
+NUM_WORKERS: Final = 1
 # Root's processes would become those of `nobody`, who may not read a test's files.
 AS_ROOT: Final = ("-g", "user root;") if os.geteuid() == 0 else ()
 

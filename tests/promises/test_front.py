@@ -143,7 +143,7 @@ def callers(fronts: Sequence[Front]) -> Iterator[Counter[str]]:
                 try:
                     status = client.post(urls[0], json={"texts": ["a dog"]}).status_code
                 # No longer an endpoint of the Service, or a kept connection closes in use.
-                except (httpx.ConnectError, httpx.RemoteProtocolError):
+                except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError):
                     urls.reverse()
                 else:
                     ended[str(status)] += 1

@@ -1,9 +1,11 @@
 """Waiting for several things at once; after an error or a cancellation none is left running."""
 
 import asyncio
+import threading
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from service.machine import work_in_background
@@ -65,6 +67,62 @@ class Pool(ThreadPoolExecutor):
         self.num_threads = num_threads
 
 
+class Settled:
+    """Wakes a coroutine once: when all futures are done, or when one has failed.
+
+    `asyncio.wrap_future` would wake the event loop for each of them. Any thread may add futures
+    while one that was added before is not done.
+    """
+
+    def __init__(self, *, heeds_errors: bool = True) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._woken = self._loop.create_future()
+        self._heeds_errors = heeds_errors
+        self._num_pending, self._lock = 0, threading.Lock()
+
+    def add(self, futures: Sequence[Future[Any]]) -> None:
+        """Wait for these too."""
+        with self._lock:
+            self._num_pending += len(futures)
+        for future in futures:
+            future.add_done_callback(self._on_done)
+
+    async def wait(self) -> None:
+        """Return when all are done, or when one has failed; at once if there are none."""
+        if self._num_pending:
+            await self._woken
+
+    def _on_done(self, future: Future[Any]) -> None:
+        with self._lock:
+            self._num_pending -= 1
+            is_last = self._num_pending == 0
+        if is_last or (self._heeds_errors and error_of(future) is not None):
+            with suppress(RuntimeError):  # the event loop was closed, and the coroutine with it
+                self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        if not self._woken.done():
+            self._woken.set_result(None)
+
+
+def error_of(future: Future[Any]) -> BaseException | None:
+    """Why a future has failed, if it has; does not wait."""
+    return future.exception() if future.done() and not future.cancelled() else None
+
+
+async def wait_settled(futures: Sequence[Future[Any]], *, heeds_errors: bool = True) -> None:
+    """`Settled` for futures that are all known."""
+    settled = Settled(heeds_errors=heeds_errors)
+    settled.add(futures)
+    await settled.wait()
+
+
+async def stop(futures: Sequence[Future[Any]]) -> None:
+    """Cancel jobs of the pool; when this returns none is running."""
+    cancel_all(futures)
+    await wait_settled(futures, heeds_errors=False)
+
+
 async def run_in_pool(pool: Pool, jobs: Iterable[Callable[[], T]]) -> list[T]:
     """Run jobs in threads, in order; when this returns or raises, none of them is running.
 
@@ -73,14 +131,39 @@ async def run_in_pool(pool: Pool, jobs: Iterable[Callable[[], T]]) -> list[T]:
     """
     futures = [pool.submit(job) for job in jobs]
     try:
-        return await asyncio.gather(*map(asyncio.wrap_future, futures))
-    except BaseException as error:
-        cancel_all(futures)
-        await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
-        failed = [f for f in futures if not f.cancelled() and f.exception() is not None]
-        if isinstance(error, Exception) and failed:
-            failed[0].result()
+        return await results_of(futures)
+    except asyncio.CancelledError:
+        await stop(futures)
         raise
     finally:
-        # A failed one leads to this frame by its traceback.
+        futures = []  # a failed one leads to this frame by its traceback
+
+
+async def results_of(futures: Sequence[Future[T]]) -> list[T]:
+    """The results of jobs, in order; after an error none of them is running.
+
+    Raises:
+        Exception: That of the first job that failed. Jobs that have not begun are cancelled.
+    """
+    await wait_settled(futures)
+    if any(error_of(future) is not None for future in futures):
+        await stop(futures)
+    try:
+        return results(futures)
+    finally:
+        futures = []
+
+
+def results(futures: Iterable[Future[T]]) -> list[T]:
+    """The results of futures that are done, or one of which has failed.
+
+    Raises:
+        Exception: That of the first one that failed.
+    """
+    failed = [future for future in futures if error_of(future) is not None]
+    try:
+        if failed:
+            failed[0].result()
+        return [future.result() for future in futures]
+    finally:
         futures, failed = [], []

@@ -28,6 +28,12 @@ MEMORY_PART: Final = 0.5
 IMAGE_FACTOR: Final = 160
 # Batch sizes double as long as the time of an image falls at least to this part.
 WORTHWHILE: Final = 0.95
+# A short batch holds a few images even if they get no cheaper: one image a batch takes twice as
+# many context switches. Not if an image then takes so much longer: to stack images takes more time
+# than a model of no operation.
+SHORT_BATCH_S: Final = 0.02
+SHORT_BATCH_IMAGES: Final = 4
+MAX_STACKING: Final = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +101,7 @@ def patches_within(
 
 
 def find_batch_size(run: Callable[[int], float | None], most: int) -> int:
-    """Double a batch while that makes an image cheaper; see `WORTHWHILE`.
+    """Double a batch while that makes an image cheaper, or the batch is short.
 
     Args:
         run: Runs a batch of so many images; returns its seconds, or None once the time is over.
@@ -106,7 +112,8 @@ def find_batch_size(run: Callable[[int], float | None], most: int) -> int:
         seconds = run(2 * size)
         if seconds is None:
             break
-        if seconds / (2 * size) > image_s * WORTHWHILE:
+        is_short = 2 * size <= SHORT_BATCH_IMAGES and seconds <= SHORT_BATCH_S
+        if seconds / (2 * size) > image_s * (MAX_STACKING if is_short else WORTHWHILE):
             break
         size, image_s = 2 * size, seconds / (2 * size)
     return size

@@ -1,8 +1,6 @@
 """Units of work: items, the batches that lanes compute of them, and their results."""
 
-import asyncio
 import math
-import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from model.graphs import PATCH_OUTPUTS, DenseTask, PatchOutput
 from service.call import DEFAULT_PRIORITY, Call
 from service.errors import ServiceError
+from service.waiting import error_of
 
 # Images to embed, texts to embed, images for a dense head, and images for both in one pass.
 Kind = (
@@ -139,9 +138,7 @@ class ItemFuture(Future[Completed]):
     @property
     def error(self) -> ServiceError | None:
         """Why it failed, if it has; does not wait."""
-        if not self.done() or self.cancelled():
-            return None
-        return cast("ServiceError | None", self.exception())
+        return cast("ServiceError | None", error_of(self))
 
     def start(self) -> bool:
         """A lane takes the item; False if it is cancelled."""
@@ -224,31 +221,3 @@ class Batch:
     def is_abandoned(self) -> bool:
         """Whether every caller has left. Never true for texts: the cache keeps their results."""
         return self.bucket.is_image and all([item.future.is_abandoned for item in self.items])
-
-
-async def wait_settled(futures: Sequence[ItemFuture]) -> None:
-    """Return when all are settled, or one has failed; they wake the event loop once.
-
-    `asyncio.wrap_future` would wake it for each of them.
-    """
-    loop = asyncio.get_running_loop()
-    settled = loop.create_future()
-    num_pending, lock = len(futures), threading.Lock()
-
-    def wake() -> None:
-        if not settled.done():
-            settled.set_result(None)
-
-    def on_done(future: Future[Completed]) -> None:
-        nonlocal num_pending
-        with lock:
-            num_pending -= 1
-            is_last = num_pending == 0
-        if is_last or (not future.cancelled() and future.exception() is not None):
-            with suppress(RuntimeError):  # the event loop was closed, and the coroutine with it
-                loop.call_soon_threadsafe(wake)
-
-    for future in futures:
-        future.add_done_callback(on_done)
-    if futures:
-        await settled

@@ -7,13 +7,14 @@ Each step is awaited on the caller's event loop. The pool reads headers and deco
 
 import asyncio
 import math
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from model.graphs import PatchOutput
@@ -22,11 +23,19 @@ from service.admission import Admission
 from service.call import Call
 from service.errors import InternalError, ServiceError
 from service.images import ImagePreparer, PreparedImage, SizeRule
-from service.lanes.work import Bucket, Completed, Kind, WorkItem, record_batches, wait_settled
+from service.lanes.work import Bucket, Completed, ItemFuture, Kind, WorkItem, record_batches
 from service.messages import MaybeImage
 from service.models.image_cache import EncodedImage, ImageCache, ImageKey
 from service.models.served_model import ServedModel
-from service.waiting import Pool, cancel_all, run_in_pool
+from service.waiting import (
+    Pool,
+    Settled,
+    cancel_all,
+    results,
+    results_of,
+    run_in_pool,
+    stop,
+)
 
 T = TypeVar("T")
 # A request that takes more memory has the heap trimmed first: after other large requests, threads
@@ -36,6 +45,9 @@ TRIMMED_BYTES: Final = 16 * 2**20
 # decoded or a large answer is made, runtimes free what they keep for later batches. Each time costs
 # some 25 ms of CPU time with the next batch; a PNG of 25 megapixels takes 500.
 RELEASED_BYTES: Final = 96 * 2**20
+# Files of so many bytes together are digested and measured at once: handing that to a thread takes
+# as long.
+INLINE_BYTES: Final = 128 * 1024
 
 
 # What is made for every request is not frozen: that doubles the time to make it.
@@ -117,6 +129,29 @@ class ImageJob:
         return [found for image in self.images if (found := image.encoded[k]) is not None]
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Run:
+    """What the coroutine of a request shares with the threads that decode its images.
+
+    Attributes:
+        needed: The images that are decoded.
+        found: Their pixels at each missing size, or why they cannot be read, by index.
+        futures: Of all parts of all images, once they are queued.
+        decoded: Monotonic seconds of then.
+    """
+
+    job: ImageJob
+    model: ServedModel
+    call: Call
+    started: float
+    needed: Sequence[RequestImage]
+    settled: Settled = field(default_factory=Settled)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    found: dict[int, list[PreparedImage] | ServiceError] = field(default_factory=dict)
+    futures: Sequence[ItemFuture] = ()
+    decoded: float = 0.0
+
+
 class ImagePipeline:
     """Runs the images of requests through the pool and the lanes; from any event loop."""
 
@@ -137,32 +172,83 @@ class ImagePipeline:
         """
         if not job.given:
             return
+        measure = partial(self._measure, job, model, call.key_digest)
         with call.stage("decode"):
-            # Also small ones: while a thread works, the event loop sees that a caller has left.
-            await run_in_pool(self._pool, [partial(self._measure, job, model, call.key_digest)])
+            if sum([len(image) for image in job.given if isinstance(image, bytes)]) <= INLINE_BYTES:
+                measure()
+            else:
+                await run_in_pool(self._pool, [measure])
         call.sizes_hw = job.sizes_hw
         call.is_cached = not job.errors and not any(image.missing for image in job.images)
 
     async def run(self, job: ImageJob, model: ServedModel, call: Call) -> None:
         """Decode and encode all images that can be read, once the request has taken its memory.
 
+        The thread that decodes an image queues it too, so the event loop is woken once, at the end.
+
         Raises:
             InvalidRequest: An image is broken; the first of several.
             ServiceError: The server stops, or a batch failed.
         """
+        needed = [image for image in job.images if image.missing]
+        run = _Run(job=job, model=model, call=call, started=call.clock(), needed=needed)
+        decoding: list[Future[None]] = []
         try:
-            with call.stage("decode"):
-                decoded = await self._decode(job, model)
-        except asyncio.CancelledError:
-            model.queue.count_abandoned(len(job.given), call.deadline)
+            await self.make_room(job.num_bytes, model)
+            for begin in range(0, len(needed), job.num_at_once):
+                await results_of(decoding)
+                images = needed[begin : begin + job.num_at_once]
+                decoding += [self._pool.submit(self._decode, run, image) for image in images]
+            run.settled.add(decoding)
+            await run.settled.wait()
+            await results_of(decoding)
+            done = results(run.futures)
+        except BaseException as error:
+            await stop(decoding)
+            _count_failure(run, error)
+            cancel_all(run.futures)
             raise
-        parts = [p for _, k, one in decoded for p in job.rules[k].parts(one.pixels_3HW)]
-        done = iter(await _run(parts, job, model, call) if parts else ())
-        for image, k, one in decoded:
-            new = _encoded(one, done, job.rules[k])
-            if image.key is not None and not self._is_short_of_memory:
-                new = self._cache.keep(image.key._replace(rule=job.rules[k]), new)
-            image.encoded[k] = new
+        finally:
+            # An error leads to this frame by its traceback: nothing here may lead to the error.
+            decoding, run.futures = [], ()
+        if done:
+            call.record("decode", run.started, run.decoded)
+            record_batches(done, call)
+        self._keep(run, iter(done))
+
+    def _decode(self, run: _Run, image: RequestImage) -> None:
+        """Decode an image in a thread of the pool; the last one queues all."""
+        found = _attempt(run.job, partial(self._prepare, run.job, image))
+        with run.lock:
+            run.found[image.index] = found
+            is_last = len(run.found) == len(run.needed)
+        if is_last:
+            _queue(run)
+
+    def _prepare(self, job: ImageJob, image: RequestImage) -> list[PreparedImage]:
+        pixels = job.given[image.index]
+        assert not isinstance(pixels, ServiceError)
+        return self._preparer.prepare(
+            pixels,
+            [job.rules[k] for k in image.missing],
+            param=f"images[{image.index}]",
+            has_guide=job.has_guide,
+        )
+
+    def _keep(self, run: _Run, done: Iterator[Completed]) -> None:
+        """Give each image its outputs, and the cache those that it keeps."""
+        job = run.job
+        for image in run.needed:
+            found = run.found[image.index]
+            if isinstance(found, ServiceError):
+                job.errors[image.index] = found
+                job.images.remove(image)
+                continue
+            for k, prepared in zip(image.missing, found, strict=True):
+                new = _encoded(prepared, done, job.rules[k])
+                if image.key is not None and not self._is_short_of_memory:
+                    new = self._cache.keep(image.key._replace(rule=job.rules[k]), new)
+                image.encoded[k] = new
 
     async def make_room(self, num_bytes: int, model: ServedModel) -> None:
         """Free what heap, cache and runtimes keep, before work that takes so many bytes."""
@@ -226,34 +312,6 @@ class ImagePipeline:
             decoding_bytes=num_bytes,
         )
 
-    async def _decode(
-        self, job: ImageJob, model: ServedModel
-    ) -> list[tuple[RequestImage, int, PreparedImage]]:
-        """What is not cached, with the index of its size; broken images become errors."""
-        await self.make_room(job.num_bytes, model)
-        decoded: list[tuple[RequestImage, int, PreparedImage]] = []
-        needed = [image for image in job.images if image.missing]
-        for start in range(0, len(needed), job.num_at_once):
-            images = needed[start : start + job.num_at_once]
-            works = [partial(_attempt, job, partial(self._prepare, job, i)) for i in images]
-            for image, found in zip(images, await run_in_pool(self._pool, works), strict=True):
-                if isinstance(found, ServiceError):
-                    job.errors[image.index] = found
-                    job.images.remove(image)
-                else:
-                    decoded += [(image, k, o) for k, o in zip(image.missing, found, strict=True)]
-        return decoded
-
-    def _prepare(self, job: ImageJob, image: RequestImage) -> list[PreparedImage]:
-        pixels = job.given[image.index]
-        assert not isinstance(pixels, ServiceError)
-        return self._preparer.prepare(
-            pixels,
-            [job.rules[k] for k in image.missing],
-            param=f"images[{image.index}]",
-            has_guide=job.has_guide,
-        )
-
 
 def _attempt(job: ImageJob, work: Callable[[], T]) -> T | ServiceError:
     """Do some work for an image; in a partial request its error is a result.
@@ -269,12 +327,17 @@ def _attempt(job: ImageJob, work: Callable[[], T]) -> T | ServiceError:
         return error.with_traceback(None)
 
 
-async def _run(
-    pixels: Sequence[NDArray[np.float32]], job: ImageJob, model: ServedModel, call: Call
-) -> list[Completed]:
-    """Queue all parts of all images at once, and wait for their outputs."""
-    queued = call.clock()
-    futures = model.queue.put(
+def _queue(run: _Run) -> None:
+    """Queue all parts of all images at once."""
+    job, model, call = run.job, run.model, run.call
+    parts: list[NDArray[Any]] = []
+    for image in run.needed:
+        found = run.found[image.index]
+        if not isinstance(found, ServiceError):
+            for k, prepared in zip(image.missing, found, strict=True):
+                parts += job.rules[k].parts(prepared.pixels_3HW)
+    run.decoded = call.clock()
+    run.futures = model.queue.put(
         [
             WorkItem(
                 bucket=Bucket(job.kind, p.shape[1:]),
@@ -285,28 +348,23 @@ async def _run(
                 priority=call.priority,
                 caller=call.caller,
             )
-            for p in pixels
+            for p in parts
         ]
     )
-    try:
-        await wait_settled(futures)
-        failed = [future.error for future in futures if future.error is not None]
-        if failed:
-            raise failed[0]
-        done = [future.result() for future in futures]
-    except BaseException as error:
-        # A batch that failed does not tell how long its items waited.
-        is_running = any(future.running() for future in futures)
-        if not is_running and not isinstance(error, InternalError):
-            call.wait("queue", call.clock() - queued)
-            call.trace.stage("queue", queued, call.clock())
-        cancel_all(futures)
-        raise
-    finally:
-        # An error leads to this frame by its traceback: nothing here may lead to the error.
-        futures, failed = [], []
-    record_batches(done, call)
-    return done
+    run.settled.add(run.futures)
+
+
+def _count_failure(run: _Run, error: BaseException) -> None:
+    """Record the stages before a failure, and the images that a caller left before the queue."""
+    call, now, is_queued = run.call, run.call.clock(), bool(run.futures)
+    call.record("decode", run.started, run.decoded if is_queued else now)
+    if isinstance(error, asyncio.CancelledError) and not is_queued:
+        run.model.queue.count_abandoned(len(run.needed), call.deadline)
+    is_running = any(future.running() for future in run.futures)
+    # A batch that failed does not tell how long its items waited.
+    if is_queued and not is_running and not isinstance(error, InternalError):
+        call.wait("queue", now - run.decoded)
+        call.trace.stage("queue", run.decoded, now)
 
 
 def _encoded(image: PreparedImage, done: Iterator[Completed], rule: SizeRule) -> EncodedImage:

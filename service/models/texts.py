@@ -27,10 +27,11 @@ from service.errors import InternalError, InvalidRequest, ServiceError
 from service.lanes.batch_queue import stopping_error
 from service.lanes.batching import Batcher
 from service.lanes.lane import TEXT_OUTPUT
-from service.lanes.work import Bucket, Completed, ItemFuture, WorkItem, record_batches, wait_settled
+from service.lanes.work import Bucket, Completed, ItemFuture, WorkItem, record_batches
 from service.messages import Truncation
 from service.monitoring.metrics import Metrics
 from service.validation import MAX_TEXT_CHARS, PromptGroup, blank_text
+from service.waiting import wait_settled
 
 TextEmbedding = NDArray[np.float32]
 TextEmbeddings = Mapping[str, TextEmbedding]

@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from queue import SimpleQueue
 from typing import Any, Final, Literal, TextIO
 
@@ -23,20 +25,27 @@ SEND_ERROR: Final = "ExecuteBatchError"
 # An encoder of our own: `json.dumps` makes a new one for each line if `default` is given.
 to_json = json.JSONEncoder(default=str).encode
 LogFormat = Literal["json", "text"]
+# Seconds since the epoch, and the fields of an answered request.
+Answer = tuple[float, Mapping[str, Any]]
+# Level, logger and message of its line, which no log level hides.
+ANSWERED: Final = ("INFO", "service.access", "answered")
 
 
 class LogQueue(logging.Handler):
-    """Formats a record where its call is known; another thread writes the line to a stream."""
+    """Formats a record where its call is known; another thread writes the line to a stream.
+
+    That thread formats the line of an answer too, which takes longer than to count the answer.
+    """
 
     def __init__(
         self, stream: TextIO, log_format: LogFormat, *, max_lines: int = MAX_LINES
     ) -> None:
         super().__init__()
-        self.formatter = RecordFormatter(log_format)
+        self.formatter: RecordFormatter = RecordFormatter(log_format)
         self.num_dropped = 0
         self._stream, self._max_lines = stream, max_lines
         # Not `queue.Queue`: its `put` may wait for a thread that reads.
-        self._lines: SimpleQueue[str | None] = SimpleQueue()
+        self._lines: SimpleQueue[str | Answer | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._write_lines, name="log", daemon=True)
         self._thread.start()
 
@@ -46,6 +55,13 @@ class LogQueue(logging.Handler):
             line = self.format(record) + "\n"
         except Exception:  # such as a wrong number of arguments: never the request's fault
             line = ""
+        self._put(line)
+
+    def put_answer(self, fields: Mapping[str, Any]) -> None:
+        """Queue the line of an answered request, or drop it; nobody changes `fields` any more."""
+        self._put((time.time(), fields))
+
+    def _put(self, line: "str | Answer") -> None:
         if line and self._lines.qsize() < self._max_lines:
             self._lines.put(line)
         else:
@@ -60,6 +76,9 @@ class LogQueue(logging.Handler):
     def _write_lines(self) -> None:
         """Write each line with one call of the system, so that processes do not mix their lines."""
         while (line := self._lines.get()) is not None:
+            if not isinstance(line, str):
+                when_s, fields = line
+                line = self.formatter.line(when_s, ANSWERED, fields) + "\n"
             try:
                 self._stream.write(line)
                 self._stream.flush()
@@ -73,23 +92,27 @@ class RecordFormatter(logging.Formatter):
     """Writes a record, the ids of its call and `extra={"fields": {...}}` as one line."""
 
     def __init__(self, log_format: LogFormat) -> None:
-        super().__init__(datefmt="%Y-%m-%dT%H:%M:%S")
-        self.converter = time.gmtime
+        super().__init__()
         self._as_json = log_format == "json"
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line: a JSON object, or text followed by the fields."""
-        when = f"{self.formatTime(record, self.datefmt)}.{int(record.msecs):03d}+00:00"
-        level, message = record.levelname, record.getMessage()
         fields: dict[str, Any] = getattr(record, "fields", {})
         call = current_call.get(None)
         if call is not None:
             fields = call_ids(call) | fields
         if record.exc_info:
             fields = fields | {"exception": self.formatException(record.exc_info)}
+        what = record.levelname, record.name, record.getMessage()
+        return self.line(record.created, what, fields)
+
+    def line(self, when_s: float, what: tuple[str, str, str], fields: Mapping[str, Any]) -> str:
+        """One line of level, logger, message and fields; seconds are those since the epoch."""
+        level, logger, message = what
+        when = datetime.fromtimestamp(when_s, UTC).isoformat(timespec="milliseconds")
         if self._as_json:
-            head = {"time": when, "level": level, "logger": record.name, "message": message}
-            return to_json(head | fields)
+            head = {"time": when, "level": level, "logger": logger, "message": message}
+            return to_json({**head, **fields})
         tail = " ".join(f"{key}={value}" for key, value in fields.items())
         return f"{when} {level:<7} {message} {tail}".rstrip()
 

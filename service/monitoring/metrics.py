@@ -92,6 +92,10 @@ class CallMetrics:
         )
         for stage in STAGES:
             self._stages.labels(stage)
+        # The series of each method, code and model, and of each stage and model: to look one up
+        # in the library takes longer than to count.
+        self._requests_of: dict[tuple[str, str, str], tuple[list[Counter], list[Histogram]]] = {}
+        self._stages_of: dict[tuple[Stage, str], list[Histogram]] = {}
 
     def declare(self, methods: Iterable[str]) -> None:
         """Begin the counts of faults of routes or RPCs at zero.
@@ -126,16 +130,37 @@ class CallMetrics:
             trace_id: Makes the request an exemplar of its times.
         """
         exemplar = {"trace_id": trace_id} if trace_id else None
-        protocol = "http" if code[0].isdigit() else "grpc"
-        self._requests.labels(protocol, method, code).inc()
-        self._durations.labels(method).observe(seconds, exemplar)
+        counters, durations = self._of_requests(method, code, model)
+        for counter in counters:
+            counter.inc()
+        for duration in durations:
+            duration.observe(seconds, exemplar)
         for stage, stage_s in stages.items():
-            self._stages.labels(stage).observe(stage_s, exemplar)
-        if model:
-            self._model_requests.labels(model, protocol, code).inc()
-            self._model_durations.labels(model, protocol).observe(seconds, exemplar)
-            for stage, stage_s in stages.items():
-                self._model_stages.labels(model, stage).observe(stage_s, exemplar)
+            for duration in self._of_stage(stage, model):
+                duration.observe(stage_s, exemplar)
+
+    def _of_requests(
+        self, method: str, code: str, model: str
+    ) -> tuple[list[Counter], list[Histogram]]:
+        found = self._requests_of.get((method, code, model))
+        if found is None:
+            protocol = "http" if code[0].isdigit() else "grpc"
+            counters = [self._requests.labels(protocol, method, code)]
+            durations = [self._durations.labels(method)]
+            if model:
+                counters.append(self._model_requests.labels(model, protocol, code))
+                durations.append(self._model_durations.labels(model, protocol))
+            found = self._requests_of[method, code, model] = counters, durations
+        return found
+
+    def _of_stage(self, stage: Stage, model: str) -> list[Histogram]:
+        found = self._stages_of.get((stage, model))
+        if found is None:
+            found = [self._stages.labels(stage)]
+            if model:
+                found.append(self._model_stages.labels(model, stage))
+            self._stages_of[stage, model] = found
+        return found
 
 
 class ModelCounter:

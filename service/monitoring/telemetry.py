@@ -1,10 +1,9 @@
 """What both transports do around every request: start its call; count, trace and log its end."""
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from opentelemetry.trace import Tracer
 
@@ -19,9 +18,6 @@ CARRIED = frozenset({"x-request-id", "traceparent", "tracestate"})
 DEADLINE_CODES = frozenset({"504", "DEADLINE_EXCEEDED"})
 # Facts of a call that OpenTelemetry has a name for.
 CONVENTIONS: Final = {"address": "client.address"}
-# Its level is its own: the line of a fault is written at every level of the log.
-access_logger = logging.getLogger("service.access")
-access_logger.setLevel(logging.INFO)
 
 
 def build_telemetry(settings: Settings, metrics: Metrics, log: LogQueue | None) -> "Telemetry":
@@ -31,14 +27,13 @@ def build_telemetry(settings: Settings, metrics: Metrics, log: LogQueue | None) 
         ImportError: `otlp_endpoint` is set and OpenTelemetry's SDK is not installed.
     """
     metrics.watch_gpus()
-    log_ratio = None
     if log is not None:
         metrics.num_dropped_lines = lambda: log.num_dropped
-        # Lines of successful requests have the level INFO.
-        is_logged = settings.log_level in {"DEBUG", "INFO"}
-        log_ratio = settings.access_log_ratio if is_logged else 0.0
+    # Lines of successful requests have the level INFO.
+    is_logged = settings.log_level in {"DEBUG", "INFO"}
+    log_ratio = settings.access_log_ratio if is_logged else 0.0
     if settings.otlp_endpoint is None:
-        return Telemetry(metrics, log_ratio=log_ratio)
+        return Telemetry(metrics, log=log, log_ratio=log_ratio)
     try:
         from service.monitoring import span_export  # noqa: PLC0415 - needs the extra `otel`
     except ModuleNotFoundError as error:
@@ -49,6 +44,7 @@ def build_telemetry(settings: Settings, metrics: Metrics, log: LogQueue | None) 
     provider = span_export.tracer_provider(exporter)
     return Telemetry(
         metrics,
+        log=log,
         log_ratio=log_ratio,
         tracer=provider.get_tracer("tipserve"),
         close=partial(span_export.shut_down, provider),
@@ -60,8 +56,9 @@ class Telemetry:
 
     Args:
         metrics: Counts the calls.
-        log_ratio: Evenly spread share of answers that get a log line; faults of the server always
-            get one. None logs no request.
+        log: Gets a line for each answer; None logs no request.
+        log_ratio: Evenly spread share of answers that get a line; faults of the server always get
+            one.
         tracer: Starts spans.
         close: Sends the remaining spans, for at most so many seconds.
     """
@@ -70,13 +67,14 @@ class Telemetry:
         self,
         metrics: Metrics,
         *,
-        log_ratio: float | None = None,
+        log: LogQueue | None = None,
+        log_ratio: float = 1.0,
         tracer: Tracer = NO_TRACER,
         close: Callable[[float], None] = lambda timeout_s: None,
     ) -> None:
         self.metrics = metrics
         self.close = close
-        self._log_ratio = log_ratio
+        self._log, self._log_ratio = log, log_ratio
         self._owed_lines = 0.0
         self._tracer = tracer
 
@@ -147,15 +145,15 @@ class Telemetry:
             if is_fault:
                 attributes["error.type"] = call.error or str(code)
             call.trace.end(name, attributes, seconds=seconds, is_fault=is_fault)
-        if self._log_ratio is not None:
+        if self._log is not None:
             # Two event loops may add at once and lose one addition; the share allows for that.
             self._owed_lines += self._log_ratio
             if is_fault or self._owed_lines >= 1.0:
                 self._owed_lines = max(0.0, self._owed_lines - 1.0)
-                _log_answer(call, method, code, seconds)
+                self._log.put_answer(_answer_fields(call, method, code, seconds))
 
 
-def _log_answer(call: Call, method: str, code: int | str, seconds: float) -> None:
+def _answer_fields(call: Call, method: str, code: int | str, seconds: float) -> dict[str, Any]:
     fields = call_ids(call) | {"method": method, "code": code}
     if call.error:
         fields["error"] = call.error
@@ -164,7 +162,7 @@ def _log_answer(call: Call, method: str, code: int | str, seconds: float) -> Non
     # A copy: a request that was abandoned may still get a stage.
     for name, stage_s in call.stages.copy().items():
         fields[f"{name}_s"] = round(stage_s, 6)
-    access_logger.info("answered", extra={"fields": fields})
+    return fields
 
 
 def _name_and_attributes(method: str, code: int | str) -> tuple[str, dict[str, str | int]]:

@@ -24,7 +24,6 @@ from service.rest.openapi import (
     ERRORS,
     NO_HEAD,
     ONE_PIXEL,
-    DirectRoute,
     header,
     json_route,
 )
@@ -78,7 +77,7 @@ class PredictBody(DialectSchema):
 
 def build_cloud_router(plane: DataPlane, vocabulary: TokenVocabulary | None) -> APIRouter:
     """One route that takes the body of any other; without a vocabulary token ids are refused."""
-    router = APIRouter(tags=["clouds"], route_class=DirectRoute)
+    router = APIRouter(tags=["clouds"])
 
     @router.post("/invocations", **INVOKE)
     async def invocations(request: Request) -> Response:

@@ -17,7 +17,7 @@ from service.messages import ClassifyImagesRequest, EmbedMixedRequest, SegmentCl
 from service.rest.errors import renaming_params
 from service.rest.inputs import load_images, media_type, query_of, read_json
 from service.rest.openai import IGNORED_TEXT, LIST_TAG, TEXT_TAG
-from service.rest.openapi import DirectRoute, json_content, json_route
+from service.rest.openapi import json_content, json_route
 from service.rest.requests import Strings
 from service.rest.responses import JSON, choose_media, dump, write_content
 from service.schema import DialectSchema
@@ -98,7 +98,7 @@ ROUTE: Final = json_route(
 
 def build_hugging_face_router(plane: DataPlane) -> APIRouter:
     """One route, at the paths of both."""
-    router = APIRouter(tags=["hugging face"], route_class=DirectRoute)
+    router = APIRouter(tags=["hugging face"])
 
     async def run_task(request: Request) -> Response:
         """Vectors of texts, or classes of an image, in the format of Hugging Face."""

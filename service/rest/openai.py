@@ -17,7 +17,7 @@ from service.errors import InvalidRequest
 from service.messages import EmbedMixedRequest, EmbedMixedResponse
 from service.rest.errors import BAD_REQUEST, OPENAI_PATH, STATUS, renaming_params
 from service.rest.inputs import Pairs, load_images, query_of, read_json
-from service.rest.openapi import ERRORS, ONE_PIXEL, DirectRoute, Responses, json_content, json_route
+from service.rest.openapi import ERRORS, ONE_PIXEL, Responses, json_content, json_route
 from service.rest.requests import MODEL_TEXT
 from service.rest.responses import JSON, choose_media, dump, write_content
 from service.rest.token_ids import TokenVocabulary
@@ -254,7 +254,7 @@ EMBEDDINGS: Final = json_route(
 
 def build_openai_router(plane: DataPlane, vocabulary: TokenVocabulary | None) -> APIRouter:
     """The routes of OpenAI's API that the native routes do not include."""
-    router = APIRouter(tags=["openai"], route_class=DirectRoute)
+    router = APIRouter(tags=["openai"])
 
     @router.post(OPENAI_PATH, **EMBEDDINGS)
     async def create_embeddings(request: Request) -> Response:

@@ -17,7 +17,7 @@ from service.rest import requests, responses
 from service.rest import response_schemas as schemas
 from service.rest.inputs import Pairs, query_of, read_options
 from service.rest.middleware import READY_PATH, READY_PATHS
-from service.rest.openapi import ERRORS, ONE_PIXEL, V2_ERRORS, DirectRoute, native_route
+from service.rest.openapi import ERRORS, ONE_PIXEL, V2_ERRORS, native_route
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ async def answer_native(
 
 def build_native_router(plane: DataPlane) -> APIRouter:
     """The native routes over a data plane."""
-    router = APIRouter(route_class=DirectRoute)
+    router = APIRouter()
 
     def handler(native: NativeRoute) -> Callable[[Request], Awaitable[Response]]:
         async def route(request: Request) -> Response:

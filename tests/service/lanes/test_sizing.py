@@ -53,6 +53,9 @@ def test_unset_numbers_use_all_processors_that_memory_allows(
         ({1: 1.0, 2: 1.0, 4: 1.0}, 7, 4),
         ({1: 1.0, 2: 1.0}, 64, 2),  # the time is over
         ({}, 64, 1),
+        ({1: 0.004, 2: 0.008, 4: 0.016, 8: 0.032}, 64, 4),  # short batches may be as dear
+        ({1: 0.012, 2: 0.024}, 64, 1),
+        ({1: 0.0001, 2: 0.0005}, 64, 1),  # to stack images takes longer than to run them
     ],
 )
 def test_batches_double_while_images_get_cheaper(

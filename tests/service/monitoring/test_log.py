@@ -123,11 +123,13 @@ def answered(
     call: Call, *codes: int | str, metrics: Metrics, ratio: float = 1.0
 ) -> list[dict[str, Any]]:
     """The log lines of answers with these codes."""
-    telemetry = Telemetry(metrics, log_ratio=ratio)
-    with logged() as lines:
-        for code in codes:
-            telemetry.end(call, "GET /x", code, is_fault=code == 500)
-    return [json.loads(line) for line in lines]
+    stream = io.StringIO()
+    log = LogQueue(stream, "json")
+    telemetry = Telemetry(metrics, log=log, log_ratio=ratio)
+    for code in codes:
+        telemetry.end(call, "GET /x", code, is_fault=code == 500)
+    log.close(LIMIT_S)
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
 def test_an_answer_is_logged_with_ids_method_code_and_stages(metrics: Metrics) -> None:

@@ -2,6 +2,7 @@
 
 Claim: REST and gRPC at saturation cost at most 1.10 times a loop that decodes, scales and runs.
 Run: python -m benchmarks.serving_cost [--model bundled-student] [--resolution 112] [--limit 1.10]
+     [--against COMMIT]
 """
 
 import argparse
@@ -9,10 +10,14 @@ import asyncio
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from operator import sub
 
 import grpc
 
+from benchmarks.commits import checked_out
 from benchmarks.load import Ask, photo_like_jpeg, rest_clients, rest_request, send
 from model.image_codec import ImageLimits, decode_image
 from model.package import ModelPackage, open_package
@@ -93,26 +98,30 @@ async def cost_of(service: Server, asks: Sequence[Ask], num_images: int) -> floa
 
 
 async def measure(
-    service: Server, loop: BareLoop, image: bytes, options: argparse.Namespace
+    services: Mapping[str, Server], loop: BareLoop, image: bytes, options: argparse.Namespace
 ) -> dict[str, list[float]]:
     """CPU milliseconds per image of each side, per round."""
     target = f"/v1/images:embed?resolution={options.resolution}"
-    rest = await rest_clients(service.ports["http"], rest_request(target, image), options.in_flight)
-    channels, rpc = await grpc_clients(
-        service.ports["grpc"], image, options.resolution, options.in_flight
-    )
+    all_channels: list[grpc.aio.Channel] = []
     loop.run(image, 8)
-    await send([*rest, *rpc], total=4 * options.in_flight)
-    sides: dict[str, Callable[[], object]] = {
-        "bare loop": lambda: asyncio.to_thread(loop.run, image, options.images),
-        "REST": lambda: cost_of(service, rest, options.images),
-        "gRPC": lambda: cost_of(service, rpc, options.images),
+    sides: dict[str, Callable[[], Awaitable[float]]] = {
+        "bare loop": lambda: asyncio.to_thread(loop.run, image, options.images)
     }
+    for name, service in services.items():
+        request = rest_request(target, image)
+        rest = await rest_clients(service.ports["http"], request, options.in_flight)
+        channels, rpc = await grpc_clients(
+            service.ports["grpc"], image, options.resolution, options.in_flight
+        )
+        all_channels += channels
+        await send([*rest, *rpc], total=4 * options.in_flight)
+        for protocol, asks in (("REST", rest), ("gRPC", rpc)):
+            sides[f"{protocol} {name}"] = partial(cost_of, service, asks, options.images)
     costs: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(options.rounds):
         for name, side in sides.items():
-            costs[name].append(1000 * await side())  # type: ignore[misc]
-    for channel in channels:
+            costs[name].append(1000 * await side())
+    for channel in all_channels:
         await channel.close()
     return costs
 
@@ -123,9 +132,10 @@ def print_costs(costs: dict[str, list[float]], limit: float) -> None:
     for name, values in costs.items():
         ratios = [value / base for value, base in zip(values, bare, strict=True)]
         print(
-            f"{name:10} {statistics.median(values):8.3f} CPU ms/image   "
+            f"{name:14} {statistics.median(values):8.3f} CPU ms/image   "
             f"{statistics.median(ratios):.3f} times the loop  ({min(ratios):.3f} to "
-            f"{max(ratios):.3f}; claim: at most {limit:.2f})"
+            f"{max(ratios):.3f}; claim: at most {limit:.2f}), "
+            f"{1000 * statistics.median(map(sub, values, bare)):+.0f} us"
         )
 
 
@@ -138,15 +148,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--in-flight", type=int, default=16)
     parser.add_argument("--limit", type=float, default=1.10, help="claimed ratio")
+    parser.add_argument("--against", metavar="COMMIT", help="alternate with this commit")
     options = parser.parse_args()
     package = open_package(options.model)
     options.resolution = options.resolution or package.manifest.native_size
     num_threads = available_cpus()
     loop = BareLoop(package, options.resolution, num_threads)
     flags = (f"--model={options.model}", "--jpeg-decode=exact", "--image-cache-bytes=0")
-    with start_server(*flags) as service:
-        image = photo_like_jpeg(0)
-        costs = asyncio.run(measure(service, loop, image, options))
+    with ExitStack() as stack:
+        services = {"here": stack.enter_context(start_server(*flags))}
+        if options.against:
+            root = stack.enter_context(checked_out(options.against))
+            services[options.against] = stack.enter_context(start_server(*flags, root=root))
+        costs = asyncio.run(measure(services, loop, photo_like_jpeg(0), options))
     print(
         f"{package.manifest.name} at {options.resolution} px, 640x480 JPEG in, cls1 out, "
         f"{options.in_flight} in flight, {options.rounds} rounds of {options.images} images, "

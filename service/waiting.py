@@ -145,7 +145,8 @@ async def results_of(futures: Sequence[Future[T]]) -> list[T]:
     Raises:
         Exception: That of the first job that failed. Jobs that have not begun are cancelled.
     """
-    await wait_settled(futures)
+    if not all(future.done() for future in futures):
+        await wait_settled(futures)
     if any(error_of(future) is not None for future in futures):
         await stop(futures)
     try:

@@ -175,6 +175,10 @@ class ImagePipeline:
         measure = partial(self._measure, job, model, call.key_digest)
         with call.stage("decode"):
             if sum([len(image) for image in job.given if isinstance(image, bytes)]) <= INLINE_BYTES:
+                # Of a crowd that has sent and left, the event loop sees now who has left: it reads
+                # the sockets in one turn, and the watches of their requests run in the next.
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
                 measure()
             else:
                 await run_in_pool(self._pool, [measure])

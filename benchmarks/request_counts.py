@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.commits import checked_out
-from benchmarks.load import Ask, photo_like_jpeg, rest_clients, rest_request, send
+from benchmarks.load import Ask, RestConnection, photo_like_jpeg, rest_request, send
 from benchmarks.serving_cost import grpc_clients
 from service.machine import PROC
 from tests.processes.server import ROOT, Server, start_server
@@ -43,16 +43,16 @@ class Counts:
 def system_calls(pid: int, log: Path) -> Iterator[None]:
     """Count the calls of all threads of a process in the block; strace writes them to `log`."""
     command = ["strace", "-f", "-c", "-o", str(log), "-p", str(pid)]
-    watch = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        assert watch.stderr is not None
-        attached = watch.stderr.readline()
-        if "attached" not in attached:
-            raise RuntimeError(f"strace does not attach: {attached}")
-        yield
-    finally:
-        watch.send_signal(signal.SIGINT)
-        watch.wait(START_LIMIT_S)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as watch:
+        try:
+            assert watch.stderr is not None
+            attached = watch.stderr.readline()
+            if "attached" not in attached:
+                raise RuntimeError(f"strace does not attach: {attached}")
+            yield
+        finally:
+            watch.send_signal(signal.SIGINT)
+            watch.wait(START_LIMIT_S)
 
 
 def num_system_calls(log: Path) -> int:
@@ -91,13 +91,18 @@ async def count(server: Server, asks: list[Ask], folder: Path) -> Counts:
 async def count_all(server: Server, folder: Path) -> dict[str, Counts]:
     """The counts of both protocols."""
     image = photo_like_jpeg(0)
-    target = f"/v1/images:embed?resolution={RESOLUTION}"
-    rest = await rest_clients(server.ports["http"], rest_request(target, image), 1)
+    request = rest_request(f"/v1/images:embed?resolution={RESOLUTION}", image)
+    connection = await RestConnection.open(server.ports["http"])
     channels, rpc = await grpc_clients(server.ports["grpc"], image, RESOLUTION, 1)
-    found = {"REST": await count(server, rest, folder), "gRPC": await count(server, rpc, folder)}
-    for channel in channels:
-        await channel.close()
-    return found
+    try:
+        return {
+            "REST": await count(server, [lambda number: connection.ask(request)], folder),
+            "gRPC": await count(server, rpc, folder),
+        }
+    finally:
+        connection.close()
+        for channel in channels:
+            await channel.close()
 
 
 def measure(root: Path = ROOT) -> dict[str, Counts]:

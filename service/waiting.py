@@ -79,6 +79,7 @@ class Settled:
         self._woken = self._loop.create_future()
         self._heeds_errors = heeds_errors
         self._num_pending, self._lock = 0, threading.Lock()
+        self._is_over = self._is_awaited = False
 
     def add(self, futures: Sequence[Future[Any]]) -> None:
         """Wait for these too."""
@@ -89,14 +90,18 @@ class Settled:
 
     async def wait(self) -> None:
         """Return when all are done, or when one has failed; at once if there are none."""
-        if self._num_pending:
+        with self._lock:
+            self._is_awaited = self._num_pending > 0 and not self._is_over
+        if self._is_awaited:
             await self._woken
 
     def _on_done(self, future: Future[Any]) -> None:
+        has_failed = self._heeds_errors and error_of(future) is not None
         with self._lock:
             self._num_pending -= 1
-            is_last = self._num_pending == 0
-        if is_last or (self._heeds_errors and error_of(future) is not None):
+            self._is_over |= has_failed
+            wakes = self._is_awaited and (has_failed or self._num_pending == 0)
+        if wakes:
             with suppress(RuntimeError):  # the event loop was closed, and the coroutine with it
                 self._loop.call_soon_threadsafe(self._wake)
 

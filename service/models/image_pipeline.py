@@ -175,9 +175,7 @@ class ImagePipeline:
         measure = partial(self._measure, job, model, call.key_digest)
         with call.stage("decode"):
             if sum([len(image) for image in job.given if isinstance(image, bytes)]) <= INLINE_BYTES:
-                # Of a crowd that has sent and left, the event loop sees now who has left: it reads
-                # the sockets in one turn, and the watches of their requests run in the next.
-                await asyncio.sleep(0)
+                # Of a crowd that has sent and left, the event loop sees now who has left.
                 await asyncio.sleep(0)
                 measure()
             else:
@@ -205,7 +203,8 @@ class ImagePipeline:
                 decoding += [self._pool.submit(self._decode, run, image) for image in images]
             run.settled.add(decoding)
             await run.settled.wait()
-            await results_of(decoding)
+            if not run.futures:  # an image is broken, or none can be read
+                await results_of(decoding)
             done = results(run.futures)
         except BaseException as error:
             await stop(decoding)

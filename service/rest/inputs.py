@@ -102,7 +102,7 @@ async def read_json(
 
 def query_of(request: Request) -> Pairs:
     """The query of a request."""
-    return request.query_params.multi_items()
+    return request.query_params.multi_items() if request.scope["query_string"] else []
 
 
 def refuse_query(query: Pairs, right_place: str) -> None:

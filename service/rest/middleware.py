@@ -28,6 +28,8 @@ from service.tracing import Transport
 WRONG_KEY_DELAY_S: Final = 0.5
 CARRIED_HEADERS: Final = {name.encode("ascii"): name for name in CARRIED}
 FORWARDED_HEADER: Final = FORWARDED_FOR.encode("ascii")
+# The extension of ASGI's scope that calls a function once the client has left.
+WATCH: Final = "tipserve.watch"
 METHOD_NOT_ALLOWED: Final = 405
 INTERNAL_SERVER_ERROR: Final = 500
 MAX_LENGTH_DIGITS: Final = 18
@@ -39,13 +41,15 @@ HEALTH_PATHS: Final = frozenset({"/v2/health/live", READY_PATH, *READY_PATHS})
 # address, and the pages and the document are the same for every server and in this repository.
 OPEN_PATHS: Final = HEALTH_PATHS | {"/openapi.json"}
 
+Watch = Callable[[Callable[[], None] | None], None]
+
 
 class Exchange:
     """ASGI's `receive` and `send` of one request, with its limits.
 
     Once the body is complete, a client that leaves cancels the task of the request.
 
-    `is_last` says whether the connection closes after it.
+    `watch` is the extension `WATCH`; `is_last` says whether the connection closes after it.
 
     Attributes:
         ticket: Of the request.
@@ -54,14 +58,21 @@ class Exchange:
     """
 
     def __init__(
-        self, receive: Receive, send: Send, ticket: Ticket, *, max_body_bytes: int, is_last: bool
+        self,
+        receive: Receive,
+        send: Send,
+        ticket: Ticket,
+        *,
+        watch: Watch,
+        max_body_bytes: int,
+        is_last: bool,
     ) -> None:
-        self._receive, self._send = receive, send
+        self._receive, self._send, self._watch = receive, send, watch
         self.ticket, self._call = ticket, ticket.call
         self._max_bytes = max_body_bytes
         self._num_bytes = 0
         self._task = asyncio.current_task()
-        self._watching: asyncio.Future[None] | None = None
+        self._is_complete = False
         self._is_last = is_last
         self._is_sent = False
         self.has_left = False
@@ -100,8 +111,9 @@ class Exchange:
         if self._num_bytes > self._max_bytes:
             raise self._too_large()
         self.ticket.hold_body(self._num_bytes)
-        if not message.get("more_body", False) and self._watching is None:
-            self._watching = asyncio.ensure_future(self._watch())
+        if not message.get("more_body", False) and not self._is_complete:
+            self._is_complete = True
+            self._watch(self._leave)
         return message
 
     async def send(self, message: Message) -> None:
@@ -116,23 +128,25 @@ class Exchange:
             if self._is_last:
                 message["headers"].append((b"connection", b"close"))
         elif not message.get("more_body", False):
-            self._is_sent = True  # uvicorn reports a client that leaves after it, too
+            self._is_sent = True  # the client may leave after it
         await self._send(message)
 
     def close(self) -> None:
         """The request has ended; nothing of it waits for the garbage collector."""
-        if self._watching is not None:
-            self._watching.cancel()
-        self._watching = self._task = None
+        self._watch(None)
+        self._task = None
 
-    async def _watch(self) -> None:
-        message = await self._receive()
-        if message["type"] == "http.disconnect" and not self._is_sent and self._task is not None:
+    def _leave(self) -> None:
+        if not self._is_sent and not self.has_left and self._task is not None:
             self.has_left = True
             self._task.cancel()
 
     def _too_large(self) -> RequestTooLarge:
         return RequestTooLarge(f"The body is larger than {self._max_bytes} bytes.")
+
+
+def _watch_nothing(on_lost: Callable[[], None] | None) -> None:
+    """`WATCH` of a server that has none, such as in a test."""
 
 
 class CallMiddleware:
@@ -162,6 +176,7 @@ class CallMiddleware:
             receive,
             send,
             ticket,
+            watch=scope.get("extensions", {}).get(WATCH, _watch_nothing),
             max_body_bytes=self._protection.settings.max_request_bytes,
             is_last=self._admission.is_stopping,
         )

@@ -1,13 +1,16 @@
-"""REST's server: uvicorn as it is, without its signal handlers. Strangers come through a proxy."""
+"""REST's server: uvicorn without its signal handlers. Strangers come through a proxy."""
 
+import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service.rest.middleware import WATCH
 from service.safety.protection import Protection
 
 BACKLOG: Final = 2048
@@ -24,6 +27,80 @@ class HttpServer(uvicorn.Server):
         yield
 
 
+class Connection(HttpToolsProtocol):
+    """uvicorn's protocol, which also says at once that the client has left, and writes less often.
+
+    A task that waits in `receive` for the client to leave takes 5 % of a request that computes
+    nothing, and so does each system call.
+    """
+
+    _on_lost: Callable[[], None] | None = None
+    _is_lost = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin with a transport that holds heads of answers back."""
+        super().connection_made(cast("asyncio.Transport", HeadHolder(transport, self)))
+
+    def on_message_begin(self) -> None:
+        """Add `watch` to the scope of the request."""
+        super().on_message_begin()
+        cast("dict[str, Any]", self.scope)["extensions"] = {WATCH: self.watch}
+
+    def watch(self, on_lost: Callable[[], None] | None) -> None:
+        """Call this once the client has left; None calls nothing."""
+        self._on_lost = on_lost
+        if self._is_lost:
+            self._lose()
+
+    def eof_received(self) -> None:
+        """The client has left: uvicorn closes the connection now."""
+        self._lose()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is closed, by either side."""
+        super().connection_lost(exc)
+        self._lose()
+
+    def _lose(self) -> None:
+        self._is_lost = True
+        if self._on_lost is not None:
+            self._on_lost()
+
+
+class HeadHolder:
+    """A transport that writes the head of an answer together with the beginning of its body."""
+
+    def __init__(self, transport: asyncio.Transport, protocol: HttpToolsProtocol) -> None:
+        self._transport, self._protocol = transport, protocol
+        self._head: bytes | None = None
+        self._begun: RequestResponseCycle | None = None
+
+    def write(self, data: bytes) -> None:
+        """Write, but hold back the first write of an answer that has begun: its head.
+
+        Of pipelined requests only the head of the last one is recognised. An answer to HEAD has no
+        second write.
+        """
+        head, self._head = self._head, None
+        cycle = self._protocol.cycle
+        if head is not None:
+            self._transport.writelines((head, data))
+        elif self._begun is cycle or not cycle.response_started or cycle.scope["method"] == "HEAD":
+            self._transport.write(data)
+        else:
+            self._head, self._begun = data, cycle
+
+    def close(self) -> None:
+        """Close after what is held back."""
+        if self._head is not None:
+            self.write(b"")
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the transport's."""
+        return getattr(self._transport, name)
+
+
 def build_http_server(app: ASGIApp, protection: Protection, *, grace_s: int) -> HttpServer:
     """A server that does not listen yet; `grace_s` is for requests in progress at the end."""
     options: dict[str, Any] = {}
@@ -32,7 +109,7 @@ def build_http_server(app: ASGIApp, protection: Protection, *, grace_s: int) -> 
     return HttpServer(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=Connection,
             ws="none",
             lifespan="off",
             backlog=BACKLOG,

@@ -1,1 +1,1 @@
-"""Computed results turned into what clients read: masks, contours, features, maps, vectors."""
+"""Computed results turned into what clients read: masks, polygons, features, maps, vectors."""

@@ -1,4 +1,4 @@
-"""Protection of both protocols: keys, TLS, memory for bodies, limits on connections."""
+"""Protection of both protocols: keys, TLS, web pages of other origins, callers behind proxies."""
 
 from service.monitoring.metrics import Metrics
 from service.safety.api_keys import ApiKeys

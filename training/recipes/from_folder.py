@@ -173,7 +173,7 @@ def _run(
     is_small = options.size == SMALL
     warmup_steps = round(options.steps * WARMUP_SHARE)
     optim = (
-        OptimConfig(muon_lr=6e-3, adamw_lr=2e-3, warmup_steps=warmup_steps)
+        OptimConfig(optimizer="auto", muon_lr=6e-3, adamw_lr=2e-3, warmup_steps=warmup_steps)
         if is_small
         else OptimConfig(optimizer="adamw", adamw_lr=PEAK_LR, warmup_steps=warmup_steps)
     )
@@ -189,6 +189,7 @@ def _run(
         optim=optim,
         num_steps=options.steps,
         batch_size=min(options.batch, counts.num_images),
+        precision="auto",
         checkpoint_activations=not is_small,
         teacher=teacher,
         # A student must not start from the initial weights of a teacher of its size.

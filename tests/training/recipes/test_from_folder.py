@@ -57,5 +57,6 @@ def test_a_batch_is_no_larger_than_the_folder(make_images: Callable[..., Path]) 
     options = FolderRun(name="mine", images=make_images(count=3, captioned=1), steps=50)
     config = pretrain_folder(options)
     assert (config.batch_size, config.num_steps, config.optim.warmup_steps) == (3, 50, 5)
+    assert (config.precision, config.optim.optimizer) == ("auto", "auto")
     assert isinstance(config.data, ShardsConfig)
     assert config.data.crops == SMALL_CROPS

@@ -34,6 +34,10 @@ class UserError(Exception):
     """
 
 
+class UsageError(UserError):
+    """The command line itself is wrong, whatever the files and the model are."""
+
+
 class Engine:
     """A client, and threads that keep busy what answers it.
 
@@ -124,7 +128,7 @@ def connect(url: str, api_key: str | None) -> Engine:
     try:
         engine = Engine(Client(url, api_key=api_key, timeout_s=TIMEOUT_S, retry=retry), WINDOW, url)
     except ValueError as error:
-        raise UserError(f"--url: {error}.") from error
+        raise UsageError(f"--url: {error}.") from error
     return engine
 
 

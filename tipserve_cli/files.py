@@ -6,7 +6,7 @@ from pathlib import Path
 
 from model.files import atomic_write
 from model.stores import is_url
-from tipserve_cli.engine import UserError
+from tipserve_cli.engine import UsageError, UserError
 
 
 def split_names(text: str) -> tuple[str, ...]:
@@ -53,7 +53,7 @@ def is_folder(output: str) -> bool:
 def check_one_image(images: Sequence[str]) -> str:
     """The only image of a command whose output is a file."""
     if len(images) > 1 or Path(images[0]).is_dir():
-        raise UserError("Several images need a folder as --output.")
+        raise UsageError("Several images need a folder as --output.")
     return images[0]
 
 
@@ -74,7 +74,7 @@ def check_output(
     if suffix not in suffixes:
         *others, last = suffixes
         known = f"{', '.join(others)} or {last}" if others else last
-        raise UserError(f"--output must end in {known}{purpose}, not {output.name}.")
+        raise UsageError(f"--output must end in {known}{purpose}, not {output.name}.")
     if not output.parent.is_dir():
         raise UserError(f"{output} cannot be written: {output.parent} is not a folder.")
     return suffix

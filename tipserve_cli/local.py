@@ -29,7 +29,7 @@ from service.monitoring.metrics import Metrics
 from service.outputs import colours, features, maps, masks
 from service.settings import Settings, load_settings
 from service.waiting import Pool
-from tipserve_cli.engine import Engine, UserError
+from tipserve_cli.engine import Engine, UsageError, UserError
 from tipserve_client import Client, Retry
 from tipserve_client.errors import BY_CODE
 from tipserve_client.grpc_wire import RPCS, read_response, write_request
@@ -68,7 +68,7 @@ def settings_for(flags: Sequence[str]) -> Settings:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         name = ".".join(map(str, problem["loc"])) or "settings"
-        raise UserError(f"{name}: {problem['msg']}.") from error
+        raise UsageError(f"{name}: {problem['msg']}.") from error
     except ValueError as error:
         raise UserError(str(error)) from error
 

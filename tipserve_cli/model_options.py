@@ -12,7 +12,7 @@ from typing import Annotated, Final, TypeVar
 from cyclopts import Parameter, validators
 
 from model.graphs import DenseTask
-from tipserve_cli.engine import Engine, UserError, connect
+from tipserve_cli.engine import Engine, UsageError, UserError, connect
 from tipserve_cli.program import reject_options
 from tipserve_client import Unavailable
 
@@ -22,6 +22,11 @@ T = TypeVar("T")
 Positive = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 # The settings of the service that have flags here; variables set all others.
 LOADING: Final = ("runtime", "precision", "device", "cache")
+
+
+def between(least: float, most: float) -> Parameter:
+    """An option whose value has these bounds."""
+    return Parameter(validator=validators.Number(gte=least, lte=most))
 
 
 def as_help(documented: T) -> T:
@@ -137,7 +142,7 @@ def opened_engine(
     if options.url:
         unused = [name for name in LOADING if getattr(options, name) is not None]
         if unused:
-            raise UserError(f"--{unused[0]} has no effect with --url; remove one of them.")
+            raise UsageError(f"--{unused[0]} has no effect with --url; remove one of them.")
         engine = connect(options.url, options.read_key())
     else:
         # Imported here, because it is slow to import, and help and servers do not need it.

@@ -13,7 +13,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Final, Literal, NamedTuple
 
-from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token, UnknownOptionError
+from cyclopts import (
+    App,
+    ArgumentCollection,
+    CycloptsError,
+    MissingArgumentError,
+    Parameter,
+    Token,
+    UnknownOptionError,
+)
 from cyclopts.completion.install import create_install_completion_command
 from rich.console import Console
 
@@ -269,21 +277,39 @@ def _run(app: App, arguments: Sequence[str]) -> int:
         if isinstance(error, UnknownOptionError) and command:
             # `reject_options` does not know the options that its command has.
             error.argument_collection = app[command].assemble_argument_collection()
-        print(f"{program}: {error}\nRun `{program} --help` for help.", file=sys.stderr)
+        print(f"{program}: {_problem(error)}\n{_help_of(program)}", file=sys.stderr)
         return WRONG_USAGE
     except Interrupted as interrupted:
         hint = " Run the same command again to continue." if command in RESUMABLE else ""
         print(f"{program}: interrupted.{hint}", file=sys.stderr)
         return interrupted.status
     except Exception as error:
+        from tipserve_cli.engine import UsageError  # noqa: PLC0415 - help does not need it
+
         message = _message(error)
         if message is None:
             raise
         print(f"{program}: {message}", file=sys.stderr)
-        return FAILED
+        if not isinstance(error, UsageError):
+            return FAILED
+        print(_help_of(program), file=sys.stderr)
+        return WRONG_USAGE
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _help_of(program: str) -> str:
+    return f"Run `{program} --help` for help."
+
+
+def _problem(error: CycloptsError) -> str:
+    """The error; an option that is not given at all is missing, and lacks no argument."""
+    text = str(error)
+    if not isinstance(error, MissingArgumentError) or error.argument is None:
+        return text
+    given = error.keyword or any(token.keyword for token in error.argument.tokens)
+    return text if given or "Did you mean" in text else f"{error.argument.name} is missing."
 
 
 def _message(error: Exception) -> str | None:

@@ -14,7 +14,7 @@ from model.files import atomic_file
 from model.graphs import DenseTask
 from tipserve_cli.bulk.inputs import InputImage, Inputs, find_inputs, readable
 from tipserve_cli.bulk.job import Job, JobFolder, Row, Task, run_here
-from tipserve_cli.engine import UserError, refusals_of
+from tipserve_cli.engine import UsageError, UserError, refusals_of
 from tipserve_cli.files import check_one_image, is_folder, read_image, write_output
 from tipserve_cli.model_options import ModelOptions, opened_engine
 from tipserve_cli.program import DONE
@@ -64,7 +64,7 @@ class LinesTask(Task):
         """Find the images, each a file of its own."""
         inputs = find_inputs(self.images, sys.stdin, PART_ITEMS)
         if inputs.kind != "files":
-            raise UserError("Give image files or folders of them, no Parquet files or shards.")
+            raise UsageError("Give image files or folders of them, no Parquet files or shards.")
         return inputs
 
 

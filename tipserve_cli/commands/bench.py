@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from PIL import Image
 
-from tipserve_cli.engine import UserError
+from tipserve_cli.engine import UsageError
 from tipserve_cli.files import read_image
 from tipserve_cli.model_options import Positive, Server, ServerOptions, as_help
 from tipserve_cli.program import DONE, FAILED
@@ -51,7 +51,7 @@ def run(
     import httpx  # noqa: PLC0415 - of the extra `cli`; help needs none
 
     if not (server.url or "").startswith(("http://", "https://")):
-        raise UserError("--url: name a running server, such as http://localhost:8000.")
+        raise UsageError("--url: name a running server, such as http://localhost:8000.")
     body = _image() if image is None else read_image(str(image))
     key = server.read_key()
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}

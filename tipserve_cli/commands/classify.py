@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 
 from cyclopts import Parameter
 
-from tipserve_cli.engine import UserError, refusals_of
+from tipserve_cli.engine import UsageError, refusals_of
 from tipserve_cli.files import check_output, read_image, read_lines, split_names
 from tipserve_cli.model_options import (
     OUTPUT_OR_PIPE,
@@ -57,9 +57,9 @@ def run(
         options: Of the command.
         model: Here, or on a server.
     """
-    if bool(options.classes) == (options.classes_file is not None):
-        raise UserError("Give the classes by --classes or by --classes-file.")
     names = split_names(options.classes)
+    if bool(names) == (options.classes_file is not None):
+        raise UsageError("Give the classes by --classes or by --classes-file.")
     if options.classes_file is not None:
         names = tuple(name.strip() for name in read_lines(options.classes_file))
     request = {"top_k": options.top}
@@ -70,7 +70,7 @@ def run(
         task = ClassesTask(images=images, classes=names, request=request, model=model.served_name)
         return write_lines(options.output, task, model, overwrite=options.overwrite)
     if len(images) > 1 or Path(images[0]).is_dir():
-        raise UserError("Several images need an --output that ends in .csv or .jsonl.")
+        raise UsageError("Several images need an --output that ends in .csv or .jsonl.")
     image = read_image(images[0])
     with opened_engine(model, heads=()) as engine, refusals_of(images[0]):
         asked: Any = {**request, "model": model.served_name}

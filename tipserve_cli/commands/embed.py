@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from model.preprocess import Fit
 from model.stores import is_url
-from tipserve_cli.engine import UserError
+from tipserve_cli.engine import UsageError, UserError
 from tipserve_cli.model_options import (
     OUTPUT,
     Flag,
@@ -62,7 +62,7 @@ class EmbedOptions:
     allow_bad_items: Flag = False
     outputs: Annotated[str, EMBEDDINGS] = "cls1"
     normalize: Annotated[bool, EMBEDDINGS, Parameter(negative="--no-normalize")] = True
-    resolution: Annotated[int | None, EMBEDDINGS] = None
+    resolution: Annotated[Positive | None, EMBEDDINGS] = None
     fit: Annotated[Fit, EMBEDDINGS] = "squash"
     dtype: Annotated[Literal["float32", "float16"], EMBEDDINGS] = "float32"
     image_column: Annotated[str, INPUTS] = "image"
@@ -100,7 +100,7 @@ def run(
         status = run_here(task, inputs, model, **output)
     else:
         if model.url:
-            raise UserError("--ray loads the model on the cluster; remove --url.")
+            raise UsageError("--ray loads the model on the cluster; remove --url.")
         on_ray = importlib.import_module("tipserve_cli.bulk.on_ray")
         status = on_ray.run_on_ray(task, inputs, model.loading_flags, cluster, **output)
     is_allowed = options.allow_bad_items and status == DONE_WITH_SKIPPED_IMAGES
@@ -112,13 +112,13 @@ def _check_output(name: str) -> None:
     output = Path(name)
     suffix = output.suffix.lower()
     if is_url(name) and suffix == SUFFIX:
-        raise UserError(
+        raise UsageError(
             f"--output {name}: give a folder of the store; each part is an object in it."
         )
     if suffix == SUFFIX and output.is_dir():
         raise UserError(f"{output} is a folder; give a file name, or another folder.")
     if suffix in OTHER_FORMATS and not output.is_dir():
-        raise UserError(
+        raise UsageError(
             f"--output {output.name}: only Parquet is supported. Give a file name that ends in "
             f"{SUFFIX}, or a folder."
         )
@@ -133,7 +133,7 @@ def job_task(options: EmbedOptions, model: ModelOptions) -> Any:
     unknown = [name for name in names if name not in IMAGE_OUTPUTS]
     if unknown or not names:
         known = ", ".join(IMAGE_OUTPUTS)
-        raise UserError(f"--outputs {options.outputs!r} is invalid; choose from {known}.")
+        raise UsageError(f"--outputs {options.outputs!r} is invalid; choose from {known}.")
     return EmbedTask(
         outputs=names,
         dtype=options.dtype,

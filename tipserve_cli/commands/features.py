@@ -7,13 +7,14 @@ from typing import Annotated, Any, Final, Literal
 from cyclopts import Parameter
 
 from model.preprocess import Fit
-from tipserve_cli.engine import UserError, refusals_of
+from tipserve_cli.engine import UsageError, refusals_of
 from tipserve_cli.files import check_output, read_image, write_output
 from tipserve_cli.model_options import (
     OUTPUT_OR_PIPE,
     Input,
     Model,
     ModelOptions,
+    Positive,
     as_help,
     opened_engine,
 )
@@ -39,7 +40,7 @@ class FeaturesOptions:
     output: Annotated[Path, OUTPUT_OR_PIPE]
     kind: Literal["colors", "component", "groups"] | None = None
     features: Literal["values", "patches"] = "patches"
-    resolution: int | None = None
+    resolution: Positive | None = None
     fit: Fit = "aspect"
 
 
@@ -61,7 +62,7 @@ def run(
     piped = ".npy" if options.kind is None else ".png"
     suffix = check_output(options.output, SUFFIXES, piped=piped)
     if suffix == ".npy" and options.kind is not None:
-        raise UserError("--kind draws an image; give an --output that ends in .png.")
+        raise UsageError("--kind draws an image; give an --output that ends in .png.")
     from tipserve_cli import local  # noqa: PLC0415 - slow to import
 
     encoded, kind, features = read_image(image), options.kind or "colors", options.features

@@ -8,9 +8,17 @@ from typing import Annotated, Any, Final, Literal
 from cyclopts import Parameter
 
 from model.preprocess import Fit
-from tipserve_cli.engine import UserError
+from tipserve_cli.engine import UsageError
 from tipserve_cli.files import check_output, is_folder
-from tipserve_cli.model_options import OUTPUT_OR_PIPE, Flag, Input, Model, ModelOptions, as_help
+from tipserve_cli.model_options import (
+    OUTPUT_OR_PIPE,
+    Flag,
+    Input,
+    Model,
+    ModelOptions,
+    Positive,
+    as_help,
+)
 from tipserve_client import Client
 
 Task = Literal["depth", "normals"]
@@ -35,7 +43,7 @@ class MapOptions:
     # No Path, which would make one slash of the two in s3://.
     output: Annotated[str, OUTPUT_OR_PIPE]
     format: MapFormat | None = None
-    resolution: int | None = None
+    resolution: Positive | None = None
     fit: Fit = "squash"
     overwrite: Flag = False
 
@@ -85,11 +93,11 @@ def _form(kind: Task, options: MapOptions) -> tuple[MapFormat, str]:
     if not is_folder(options.output):
         found = check_output(Path(options.output), SUFFIXES, piped=suffix)
         if options.format is not None and found != suffix:
-            raise UserError(f"--format {options.format} needs an --output that ends in {suffix}.")
+            raise UsageError(f"--format {options.format} needs an --output that ends in {suffix}.")
         suffix = found
     form = options.format or ("npy" if suffix == ".npy" else "colors")
     if form == "millimetres" and kind == "normals":
-        raise UserError("--format millimetres is for depth; choose colors or npy.")
+        raise UsageError("--format millimetres is for depth; choose colors or npy.")
     return form, suffix
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from cyclopts import Parameter
 
 from model.segmentation import l2_normalize
-from tipserve_cli.engine import UserError, refusals_of
+from tipserve_cli.engine import UsageError, UserError, refusals_of
 from tipserve_cli.files import read_image
 from tipserve_cli.model_options import AsJson, Model, ModelOptions, Positive, as_help, opened_engine
 from tipserve_cli.program import DONE
@@ -61,7 +61,7 @@ def run(
         model: Here, or on a server.
     """
     if (text is None) == (options.image is None):
-        raise UserError("Give words, or --image with an image file.")
+        raise UsageError("Give words, or --image with an image file.")
     files = sorted(file.glob("part-*.parquet")) if file.is_dir() else [file]
     if not files:
         raise UserError(f"{file} has no parts; give the output of `tipserve embed`.")

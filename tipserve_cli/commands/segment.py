@@ -14,16 +14,25 @@ from model.graphs import DenseTask
 from model.image_codec import ImageLimits, decode_image
 from model.preprocess import Fit
 from model.winner_map import count_labels
-from tipserve_cli.engine import UserError
+from tipserve_cli.engine import UsageError, UserError
 from tipserve_cli.files import check_output, is_folder, split_names
-from tipserve_cli.model_options import OUTPUT_OR_PIPE, Flag, Input, Model, ModelOptions, as_help
+from tipserve_cli.model_options import (
+    OUTPUT_OR_PIPE,
+    Flag,
+    Input,
+    Model,
+    ModelOptions,
+    Positive,
+    as_help,
+    between,
+)
 from tipserve_client import Client, Segmentation
 
 # Endings of the output, by format.
 SUFFIXES: Final = {
     "mask": (".png", ".npy"),
     "labels": (".png",),
-    "overlay": (".png",),
+    "overlay": (".png", ".jpg", ".jpeg"),
     "coco": (".json",),
 }
 # Options that the client has by the same names.
@@ -32,6 +41,7 @@ ASKED: Final = (
     *("resolution", "fit", "mode"),
 )
 MAX_PALETTE_CLASSES: Final = 255
+JPEG_QUALITY: Final = 90
 # The model has accepted the image before, so this only bounds memory.
 LIMITS: Final = ImageLimits(max_bytes=2**30, max_pixels=2**30)
 
@@ -43,8 +53,8 @@ class SegmentOptions:
 
     Attributes:
         classes: Names, separated by commas; or model, for those of the model's own head.
-        output: A .png or .npy file, or - for a PNG on standard output; a folder for the PNGs of
-            several images; for coco .json.
+        output: A .png or .npy file (for overlay also .jpg), or - for a PNG on standard output; a
+            folder for the PNGs of several images; for coco .json.
         format: mask: labels, as PNG in colours; labels: a grey PNG; overlay: the image with
             tinted and outlined classes; coco: instances with boxes, scores and run lengths.
         min_area_share: Share of the pixels of the smallest instance, for coco.
@@ -68,14 +78,14 @@ class SegmentOptions:
     # No Path, which would make one slash of the two in s3://.
     output: Annotated[str, OUTPUT_OR_PIPE]
     format: Literal["mask", "labels", "overlay", "coco"] = "mask"
-    min_area_share: float = 0.001
+    min_area_share: Annotated[float, between(1e-4, 1)] = 0.001
     overwrite: Flag = False
     quality: Literal["published", "fast", "fine"] | None = None
     background: Literal["none", "auto"] | None = None
-    background_level: float | None = None
+    background_level: Annotated[float | None, between(0, 1)] = None
     background_classes: Annotated[str, Parameter(show_default=False)] = ""
-    background_threshold: float | None = None
-    resolution: int | None = None
+    background_threshold: Annotated[float | None, between(-1, 1)] = None
+    resolution: Positive | None = None
     fit: Fit | None = None
     mode: Literal["whole", "slide"] | None = None
 
@@ -108,6 +118,8 @@ def run(
     from tipserve_cli.bulk import lines  # noqa: PLC0415 - slow to import
 
     classes = split_names(options.classes)
+    if not classes:
+        raise UsageError("--classes has no name.")
     task: dict[str, Any] = {"images": images, "classes": classes, "model": model.served_name}
     is_coco, is_many = options.format == "coco", is_folder(options.output)
     if is_coco or not is_many:
@@ -117,13 +129,13 @@ def run(
         request = {**options.request(), "min_area_share": options.min_area_share}
         coco = lines.CocoTask(request=request, **task)
         return lines.write_lines(Path(options.output), coco, model, overwrite=options.overwrite)
-    _check_palette(options, classes)
+    _check_palette(options, classes, UsageError)
 
     def render(client: Client, image: bytes) -> bytes:
         asked: dict[str, Any] = {"model": model.served_name, **options.request()}
         (mask,) = client.segment(image, classes, **asked)
         # A head's classes are known only now.
-        _check_palette(options, [one.name for one in mask.classes])
+        _check_palette(options, [one.name for one in mask.classes], UserError)
         content = _encode(options, mask, image)
         if not is_many:
             _describe(mask, sys.stderr if options.output == "-" else sys.stdout)
@@ -136,10 +148,10 @@ def run(
     return lines.write_image_files(files, model, heads, overwrite=options.overwrite)
 
 
-def _check_palette(options: SegmentOptions, classes: Sequence[str]) -> None:
+def _check_palette(options: SegmentOptions, classes: Sequence[str], error: type[UserError]) -> None:
     is_palette = options.format == "mask" and options.ending != ".npy"
     if is_palette and len(classes) > MAX_PALETTE_CLASSES:
-        raise UserError(
+        raise error(
             f"{len(classes)} classes given, at most {MAX_PALETTE_CLASSES} fit into a PNG mask; "
             "use --format labels, or an --output that ends in .npy."
         )
@@ -150,7 +162,11 @@ def _encode(options: SegmentOptions, mask: Segmentation, image: bytes) -> bytes:
 
     if options.format == "overlay":
         stream = io.BytesIO()
-        mask.overlay(decode_image(image, LIMITS)).save(stream, "PNG", compress_level=1)
+        drawn = mask.overlay(decode_image(image, LIMITS))
+        if options.ending == ".png":
+            drawn.save(stream, "PNG", compress_level=1)
+        else:
+            drawn.save(stream, "JPEG", quality=JPEG_QUALITY)
         return stream.getvalue()
     if options.ending == ".npy":
         return local.masks.encode_npy(mask.labels)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 from cyclopts import Parameter
 
-from tipserve_cli.engine import UserError
+from tipserve_cli.engine import UsageError
 from tipserve_cli.files import check_output, read_lines, write_output
 from tipserve_cli.model_options import (
     OUTPUT_OR_PIPE,
@@ -62,7 +62,7 @@ def run(
     output, file = options.output, options.file
     suffix = check_output(output, SUFFIXES, piped=".json")
     if (file is None) == (not texts):
-        raise UserError("Give texts, or --file with a text in each line.")
+        raise UsageError("Give texts, or --file with a text in each line.")
     if file is not None or texts == ("-",):
         texts = tuple(read_lines(file or Path("-")))
     parts = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE)]

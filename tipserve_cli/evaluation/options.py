@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from model.preprocess import Fit
 from tipserve_cli.engine import UserError
 from tipserve_cli.files import read_lines
-from tipserve_cli.model_options import OUTPUT, Flag, as_help
+from tipserve_cli.model_options import OUTPUT, Flag, Positive, as_help, between
 
 TEMPLATE_SETS: Final = ("none", "tcl")
 KnownName = Literal[
@@ -82,12 +82,12 @@ class EvaluateOptions:
     features: Literal["values", "patches"] | None = None
     quality: Literal["published", "fast", "fine"] | None = None
     background: Literal["none", "auto"] = "none"
-    background_level: float | None = None
-    background_threshold: float | None = None
+    background_level: Annotated[float | None, between(0, 1)] = None
+    background_threshold: Annotated[float | None, between(-1, 1)] = None
     classes: Literal["model"] | None = None
     templates: str | None = None
     embedding: Literal["cls1", "cls2"] = "cls1"
-    resolution: int | None = None
+    resolution: Positive | None = None
     against: Path | None = None
 
     @cached_property

@@ -8,7 +8,7 @@ from model.labelled.captions import tally
 from model.labelled.known import read_known
 from model.labelled.sets import CaptionedSet
 from model.manifest import ScoreEntry
-from tipserve_cli.engine import UserError
+from tipserve_cli.engine import UsageError, UserError
 from tipserve_cli.evaluation.answers import Answers, stored_answers
 from tipserve_cli.evaluation.options import EvaluateOptions
 from tipserve_cli.evaluation.page import write_page
@@ -23,7 +23,7 @@ from tipserve_client import ModelInfo
 def evaluate(options: EvaluateOptions, model: ModelOptions) -> int:
     """Score a model on the sets and write the report; returns the exit status."""
     if options.against is not None and options.against.resolve() == options.output.resolve():
-        raise UserError("--against is the folder of --output; choose another --output.")
+        raise UsageError("--against is the folder of --output; choose another --output.")
     # Read before anything is computed, because that may take hours.
     earlier = None if options.against is None else Earlier.read(options.against)
     sets, _ = _sets(options), options.sentences
@@ -49,7 +49,7 @@ def _sets(options: EvaluateOptions) -> list[tuple[Task, Any]]:
     """The sets with their tasks, in the order of the report."""
     zero = {"reduce_zero_label": True} if options.reduce_zero_label else {}
     if zero and options.segmentation is None:
-        raise UserError("--reduce-zero-label is for --segmentation; remove it.")
+        raise UsageError("--reduce-zero-label is for --segmentation; remove it.")
     found: list[tuple[Task, Any]] = []
     for task in TASKS:
         places = getattr(options, task.option)
@@ -65,7 +65,7 @@ def _sets(options: EvaluateOptions) -> list[tuple[Task, Any]]:
             print(f"{given.name}: captions left out: {tally(given.left_out)}", file=sys.stderr)
     if not found:
         names = [f"--{task.option}" for task in TASKS]
-        raise UserError(f"Give a set: {', '.join(names)} or --dataset.")
+        raise UsageError(f"Give a set: {', '.join(names)} or --dataset.")
     return found
 
 

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 
 from tests.tipserve_cli.conftest import Fake
 from tipserve_cli.bulk import lines
-from tipserve_cli.program import DONE, DONE_WITH_SKIPPED_IMAGES, FAILED, main
+from tipserve_cli.program import DONE, DONE_WITH_SKIPPED_IMAGES, FAILED, WRONG_USAGE, main
 
 NAMES = ["a.png", "b.png", "d.png", "more/e.png"]
 
@@ -73,8 +73,16 @@ def test_a_pipe_gets_the_content_only(
 
 @pytest.mark.parametrize("command", ["segment a --format=coco", "classify a"])
 def test_what_cannot_be_piped_says_so(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*command.split(), "--classes=b", "-o", "-"]) == FAILED
+    assert main([*command.split(), "--classes=b", "-o", "-"]) == WRONG_USAGE
     assert "--output must end in" in capsys.readouterr().err
+
+
+def test_an_overlay_may_be_a_jpeg(image: Path, tmp_path: Path, fake: Fake) -> None:
+    out = tmp_path / "seen.jpg"
+    command = ["segment", str(image), "--classes=dog", "--format=overlay", "-o", str(out)]
+    assert main(command) == DONE
+    with Image.open(out) as drawn:
+        assert (drawn.format, drawn.size) == ("JPEG", (60, 40))
 
 
 @pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")

@@ -91,6 +91,11 @@ class Task(ABC):
     def write(self, file: Path, rows: Iterator[Row], job: "Job") -> None:
         """Write the rows of a part."""
 
+    def stored_record(self, file: Path) -> object:
+        """The record in a finished output; None where its format holds none."""
+        del file
+        return None
+
     @abstractmethod
     def join(self, folder: "JobFolder", file: Path | None) -> str:
         """Write the output from all parts, unless it is their folder; returns what it has."""
@@ -347,7 +352,8 @@ def run_job(job: Job, compute: Compute, *, output: str, is_file: bool, overwrite
         overwrite: Start again.
 
     Raises:
-        UserError: The output is there, or another job has written it.
+        UserError: The output is there, and is not known to be of this job; or another job has
+            written a part of it.
     """
     file = Path(output) if is_file else None
     place = output if file is None else f"{file}.parts"
@@ -355,6 +361,8 @@ def run_job(job: Job, compute: Compute, *, output: str, is_file: bool, overwrite
         if overwrite:
             file.unlink(missing_ok=True)
         if file.exists():
+            if job.task.stored_record(file) == job.record():
+                return _finished_before(output, errors_file(file))
             raise UserError(f"{file} exists; choose another output, or replace it by --overwrite.")
     with locked_folder(place, job) as folder:
         if overwrite:
@@ -377,3 +385,9 @@ def run_job(job: Job, compute: Compute, *, output: str, is_file: bool, overwrite
     if skipped:
         print(f"{listed}: {len(skipped.splitlines())} images were skipped", file=sys.stderr)
     return DONE_WITH_SKIPPED_IMAGES if skipped else DONE
+
+
+def _finished_before(output: str, errors: Path) -> int:
+    """Say that the output is complete; returns the exit status."""
+    print(f"{output} is finished; --overwrite computes it again.")
+    return DONE_WITH_SKIPPED_IMAGES if errors.exists() else DONE

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path, PurePath
@@ -99,6 +100,12 @@ class CocoTask(LinesTask):
     def _leaves_names_to_head(self) -> bool:
         is_head = any(name.startswith(HEAD_PREFIX) for name in self.classes)
         return is_head or list(self.classes) == [OWN_CLASSES]
+
+    def stored_record(self, file: Path) -> object:
+        """The record in the file's `info`."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return json.loads(file.read_bytes())["info"]["job"]
+        return None
 
     def join(self, folder: JobFolder, file: Path | None) -> str:
         """Write the file, an image or an instance a line."""

@@ -5,7 +5,7 @@ Shape legend: D width, h w patch grid.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -77,6 +77,12 @@ class EmbedTask(Task):
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
             for group in _groups(row for _, row in rows):
                 writer.write_table(to_table(group, schema))
+
+    def stored_record(self, file: Path) -> object:
+        """The record in the schema."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return json.loads(pq.read_schema(file).metadata[METADATA_KEY.encode()])
+        return None
 
     def join(self, folder: JobFolder, file: Path | None) -> str:
         """Write all parts to the file, if it is one; count the rows."""

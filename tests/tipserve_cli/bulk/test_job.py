@@ -110,7 +110,13 @@ def test_every_image_has_a_row_or_is_listed_as_skipped(
 @pytest.mark.parametrize("most_images", [0, 5])
 @pytest.mark.parametrize("place", ["out.parquet", "out", "memory://TMP/job", "file://TMP/job"])
 def test_an_interrupted_job_continues_to_the_same_rows(
-    run: Run, colours: Colours, photos: Path, tmp_path: Path, most_images: int, place: str
+    run: Run,
+    colours: Colours,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    most_images: int,
+    place: str,
 ) -> None:
     store = place.replace("TMP", str(tmp_path)) if "://" in place else tmp_path.as_uri()
     files, root = url_to_fs(store)
@@ -132,8 +138,14 @@ def test_an_interrupted_job_continues_to_the_same_rows(
         assert rows(Path(out)).equals(rows(tmp_path / "whole"))
         assert '"invalid_image"' in errors_file(Path(out)).read_text(encoding="utf-8")
         assert not (tmp_path / "out.parquet.parts").exists()
+        before = Path(out).read_bytes()
+        run(job, out)  # it is finished
         with pytest.raises(UserError, match="exists; choose another output"):
-            run(job, out)
+            run(make_job(photos, resolution=28), out)
+        assert Path(out).read_bytes() == before
+        assert capsys.readouterr().out.endswith(
+            f"{out}: 9 rows\n{out} is finished; --overwrite computes it again.\n"
+        )
         return
     colours.most_images = colours.num_images
     run(job, out)  # asks for nothing

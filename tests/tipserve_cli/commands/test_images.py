@@ -113,6 +113,9 @@ def test_a_folder_becomes_a_file_or_a_folder_that_continues_where_it_stopped(
     if kind == "coco":
         assert "4 instances in 4 images" in printed.out
         check_coco(out)
+        assert main(command) == DONE_WITH_SKIPPED_IMAGES
+        assert f"{out} is finished" in capsys.readouterr().out
+        assert main([*command, "--quality=fine"]) == FAILED
     else:
         assert printed.out == f"{out}: 4 images\n"
         assert sorted(str(path.relative_to(out)) for path in out.rglob("*.png")) == NAMES

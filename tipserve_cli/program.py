@@ -110,7 +110,10 @@ COMMANDS: Final = {
     ),
     "search": Help(
         "Find the images of an embedded folder that are most similar to words or to an image.",
-        ('photos.parquet "a red car"', "photos.parquet --image photo.jpg --top 20 --json"),
+        (
+            'photos.parquet "a red car" --save found/',
+            "photos.parquet --image photo.jpg --top 20 --json",
+        ),
     ),
     "models": Help(
         "List the models of a server, or describe the model that would be loaded here.",

@@ -8,12 +8,13 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final
 
 import numpy as np
 from cyclopts import Parameter
 
+from model.files import atomic_write
 from model.segmentation import l2_normalize
 from tipserve_cli.engine import UsageError, UserError, refusals_of
 from tipserve_cli.files import read_image
@@ -23,6 +24,8 @@ from tipserve_client import ModelInfo
 from tipserve_client.results import FloatArray
 
 ROWS_AT_ONCE: Final = 4096
+# Inputs of `tipserve embed` that hold several images.
+CONTAINERS: Final = (".parquet", ".tar")
 
 
 @as_help
@@ -33,12 +36,14 @@ class SearchOptions:
     Attributes:
         image: Find images similar to this file.
         top: Number of images.
+        save: Folder that gets copies of the images, named by their rank.
         as_json: Print JSON.
         column: Column with the embeddings: cls1 or cls2.
     """
 
     image: str | None = None
     top: Positive = 10
+    save: Path | None = None
     as_json: AsJson = False
     column: str = "cls1"
 
@@ -82,12 +87,32 @@ def run(
             query_D = getattr(found, column)
     scored = _scored(files, column, l2_normalize(query_D), options.top)
     best = heapq.nlargest(options.top, scored, key=lambda one: one["score"])
+    if options.save is not None:
+        _save(best, options.save)
     if options.as_json:
         print(json.dumps(best, indent=2))
     else:
         for one in best:
             print(f"{one['score']:.4f}  {one['key']}")
     return DONE
+
+
+def _save(found: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Copy images to the folder, as `01-NAME`.
+
+    Raises:
+        UserError: An image has no file of its own.
+    """
+    from tipserve_cli.bulk.inputs import open_file  # noqa: PLC0415 - slow to import
+
+    for one in found:
+        if one["source"].lower().endswith(CONTAINERS):
+            raise UserError(f"{one['key']} is inside {one['source']}; --save copies files only.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for rank, one in enumerate(found, start=1):
+        name = PurePosixPath(one["source"]).name
+        with open_file(one["source"]) as file:
+            atomic_write(folder / f"{rank:02}-{name}", file.read())
 
 
 def _read_record(file: Path, column: str) -> tuple[dict[str, Any], int]:

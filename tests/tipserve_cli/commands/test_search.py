@@ -63,6 +63,26 @@ def test_the_best_images_are_printed_with_scores(
     assert query.fields == {"outputs": ["cls1"], "resolution": 56, "fit": "aspect"}
 
 
+def test_the_images_found_are_copied_by_rank(
+    tmp_path: Path,
+    fake: Fake,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x").mkdir()
+    for name in VECTORS:
+        Path("x", name).write_text(name)
+    write_embeddings(Path("e.parquet"), list(VECTORS))
+    command = ["search", "e.parquet", "a dog", "--top=2", "--save"]
+    assert main([*command, "found/new"]) == DONE
+    copied = {path.name: path.read_text() for path in Path("found/new").iterdir()}
+    assert copied == {"01-c.jpg": "c.jpg", "02-b.jpg": "b.jpg"}
+    Path("x", "b.jpg").unlink()
+    assert main([*command, "again"]) == FAILED
+    assert "x/b.jpg: No such file" in capsys.readouterr().err
+
+
 def test_embeddings_of_another_model_are_refused(
     tmp_path: Path, fake: Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from model.installation import install
+
 
 class StoreError(ValueError):
     """A URL names no known kind of store, or one whose library is not installed."""
@@ -23,7 +25,5 @@ def open_store(url: str) -> tuple[Any, str]:
 
         files, root = url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise StoreError(
-            f"{url}: {error}; s3:// and gs:// need pip install 'tipserve[stores]'"
-        ) from error
+        raise StoreError(f"{url}: {error}; s3:// and gs:// need {install('stores')}") from error
     return files, str(root).rstrip("/")

@@ -165,7 +165,7 @@ SERVE: Final = "serve"
 SERVE_HELP: Final = "Run the server; the same as python -m service."
 RESUMABLE: Final = ("embed", "segment", "classify", "depth", "normals", "evaluate")
 # The extra that installs an optional package.
-EXTRAS: Final = {"httpx": "cli", "pyarrow": "cli", "ray": "bulk", "sklearn": "evaluate"}
+EXTRAS: Final = {"pyarrow": "cli", "ray": "bulk", "sklearn": "evaluate"}
 SUMMARY: Final = (
     "Embeds, segments, classifies and finds images, with a model in this process or on a server."
 )
@@ -317,6 +317,7 @@ def _problem(error: CycloptsError) -> str:
 
 def _message(error: Exception) -> str | None:
     """What a user can do about an error; None for an error of ours."""
+    from model.installation import install  # noqa: PLC0415
     from model.labelled.sets import SetError  # noqa: PLC0415 - help does not need it
     from model.stores import StoreError  # noqa: PLC0415
     from tipserve_cli.engine import UserError  # noqa: PLC0415
@@ -326,7 +327,7 @@ def _message(error: Exception) -> str | None:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             return None
-        return f"{error.name} is not installed. Run: pip install 'tipserve[{extra}]'"
+        return f"{error.name} is not installed. Run: {install(extra)}"
     if isinstance(error, (SetError, StoreError, TipserveError, UserError)):
         return str(error)
     if isinstance(error, OSError):

@@ -12,7 +12,9 @@ if __name__ == "__main__":
     if not sys.flags.safe_path and not os.path.samefile(sys.path[0], own_folder):
         del sys.path[0]
     if importlib.util.find_spec("transformers") is None:
-        sys.exit("Training needs more packages. Run: pip install 'tipserve[train]'")
+        from model.installation import install
+
+        sys.exit(f"Training needs more packages. Run: {install('train')}")
 
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -3,6 +3,8 @@
 from importlib.util import find_spec
 from typing import Final
 
+from model.installation import install
+
 # Import names of the libraries for conversion.
 CONVERTING: Final = ("torch", "torchvision", "transformers", "onnx", "onnx_ir", "onnxscript")
 COMPARING: Final = ("torch", "transformers")
@@ -38,6 +40,6 @@ def require(libraries: tuple[str, ...], *, purpose: str) -> None:
     missing = [name for name in libraries if find_spec(name) is None]
     if missing:
         raise MissingExtraError(
-            f"{purpose} needs {', '.join(missing)}: pip install 'tipserve[convert]', or convert on "
+            f"{purpose} needs {', '.join(missing)}: {install('convert')}, or convert on "
             "a machine that has it (`python -m model convert`) and serve the folder that it writes"
         )

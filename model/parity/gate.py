@@ -11,6 +11,7 @@ from torch import nn
 from model.card import render_card
 from model.encoder import Encoder
 from model.graphs import DenseTask, Part, Precision, graph_file
+from model.installation import install
 from model.manifest import CARD, Manifest, ParityEntry
 from model.package import ModelPackage, Progress, write_manifest
 from model.parity.inputs import TEXTS, image_inputs
@@ -129,7 +130,7 @@ def _planned(package: ModelPackage) -> tuple[ModelPackage, list[Proof]]:
     if not proofs:
         raise ParityError(
             "no runtime is installed that can run the graphs, so they cannot be compared with the "
-            "model: pip install 'tipserve[cpu]'"
+            f"model: {install('cpu')}"
         )
     return replace(package, manifest=unproven), proofs
 

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Literal
 
+from model.installation import install
 from model.runtime.base import Device
 
 RuntimeName = Literal["onnx", "openvino", "tensorrt", "torch"]
@@ -28,14 +29,14 @@ DEV: Final = Path("/dev")
 ONNX_CUDA_LIBRARY: Final = "capi/*onnxruntime_providers_cuda*"
 TORCH_CUDA_LIBRARY: Final = "lib/*torch_cuda*"
 INSTALL: Final[dict[RuntimeName, str]] = {
-    "onnx": "needs ONNX Runtime: pip install 'tipserve[cpu]'",
-    "openvino": "needs OpenVINO: pip install 'tipserve[cpu]'",
-    "tensorrt": "needs TensorRT: pip install 'tipserve[gpu]'",
-    "torch": "needs torch and transformers: pip install 'tipserve[torch]'",
+    "onnx": f"needs ONNX Runtime: {install('cpu')}",
+    "openvino": f"needs OpenVINO: {install('cpu')}",
+    "tensorrt": f"needs TensorRT: {install('gpu')}",
+    "torch": f"needs torch and transformers: {install('torch')}",
 }
 INSTALL_ONNX_GPU: Final = (
     "needs onnxruntime-gpu, which takes the place of onnxruntime: "
-    "pip uninstall onnxruntime, then pip install 'tipserve[gpu]'"
+    f"pip uninstall onnxruntime, then {install('gpu')}"
 )
 INSTALL_TORCH_CUDA: Final = "needs a torch that was built with CUDA; this one was built without"
 

@@ -100,12 +100,12 @@ def test_the_client_imports_what_it_declares_and_nothing_of_the_service(
     project = tomllib.loads(text)["project"]
     declared_names = {canonical(Requirement(line).name) for line in project["dependencies"]}
     assert declared_names == {
-        "googleapis-common-protos", "grpcio", "httpx", "numpy", "protobuf"
+        "googleapis-common-protos", "grpcio", "httpx2", "numpy", "protobuf"
     }  # fmt: skip
     files = [path for path in python_files if path.parts[0] == "clients"]
     imported = {root for path in files for root in foreign_roots(project_root / path)}
     assert len(files) > 10
-    needed = {"google.protobuf", "google.rpc", "grpc", "httpx", "numpy", CLIENT}
+    needed = {"google.protobuf", "google.rpc", "grpc", "httpx2", "numpy", CLIENT}
     # Of the extra `draw`; test_package.py imports the client without Pillow.
     assert imported == needed | {"PIL", "matplotlib"}
 

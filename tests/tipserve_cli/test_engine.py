@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from safetensors.numpy import save
@@ -97,17 +97,17 @@ def test_a_busy_server_is_asked_again_that_is_explained_once_and_an_unreachable_
 ) -> None:
     error = {"message": "The queue is full.", "code": "queue_full", "param": None}
 
-    def full(retry_after: str = "0") -> httpx.Response:
-        return httpx.Response(429, json={"error": error}, headers={"Retry-After": retry_after})
+    def full(retry_after: str = "0") -> httpx2.Response:
+        return httpx2.Response(429, json={"error": error}, headers={"Retry-After": retry_after})
 
-    busy = [httpx.Response(status) for status in (429, 503, 504)]
-    good = httpx.Response(200, content=EMBEDDED)
-    gone = [httpx.Response(502) for _ in range(MAX_ATTEMPTS)]
+    busy = [httpx2.Response(status) for status in (429, 503, 504)]
+    good = httpx2.Response(200, content=EMBEDDED)
+    gone = [httpx2.Response(502) for _ in range(MAX_ATTEMPTS)]
     answers = iter([*busy, full("7"), good, *[full()] * MAX_ATTEMPTS, *gone])
     pauses: list[float] = []
     engine = connect("http://stand-in", None)
     client: Any = engine.client
-    client._transport._client._transport = httpx.MockTransport(lambda request: next(answers))
+    client._transport._client._transport = httpx2.MockTransport(lambda request: next(answers))
     client._sleep = pauses.append
     (found,) = client.embed_images(b"x")
     assert (found.cls1.shape, len(pauses), pauses[3] >= 7) == ((4,), 4, True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from model import installation
 from service.settings import Settings, load_settings
 from tests.tipserve_cli.conftest import Fake
 from tipserve_cli.commands import models
@@ -126,14 +127,18 @@ def test_a_missing_package_is_named_and_coco_csv_and_grpc_need_none(
 ) -> None:
     without_extras(monkeypatch)
     assert main(["embed", "a", "-o", "b.parquet"]) == FAILED
-    assert "pip install 'tipserve[cli]'" in capsys.readouterr().err
+    assert "pyarrow is not installed. Run: pip install -e '.[cli]'\n" in capsys.readouterr().err
+    monkeypatch.setattr(installation, "IS_CLONE", False)
+    assert main(["embed", "a", "-o", "b.parquet"]) == FAILED
+    assert "Run: pip install 'tipserve[cli]'\n" in capsys.readouterr().err
     given = [str(image), "--classes=dog"]
     assert main(["segment", *given, "--format=coco", f"-o={tmp_path / 'a.json'}"]) == 0
     assert main(["classify", *given, f"-o={tmp_path / 'a.csv'}"]) == 0
     client = importlib.import_module("tipserve_client._sync.client")
     client.Client("grpc://localhost:8001").close()
-    with pytest.raises(ImportError, match="httpx"):
-        client.Client("http://localhost:8000")
+    client.Client("http://localhost:8000").close()
+    assert main(["bench", "--url=http://127.0.0.1:9"]) == FAILED
+    assert "pip install" not in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -48,17 +48,17 @@ def run(
         seconds: Length of the load.
         server: That is loaded.
     """
-    import httpx  # noqa: PLC0415 - of the extra `cli`; help needs none
+    import httpx2  # noqa: PLC0415 - help needs none
 
     if not (server.url or "").startswith(("http://", "https://")):
         raise UsageError("--url: name a running server, such as http://localhost:8000.")
     body = _image() if image is None else read_image(str(image))
     key = server.read_key()
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-    limits = httpx.Limits(max_connections=concurrency)
+    limits = httpx2.Limits(max_connections=concurrency)
     options: Any = {"headers": headers, "limits": limits, "timeout": TIMEOUT_S}
     with (
-        httpx.Client(base_url=str(server.url), **options) as client,
+        httpx2.Client(base_url=str(server.url), **options) as client,
         ThreadPoolExecutor(concurrency) as threads,
     ):
         _ask(client, body, time.monotonic())  # opens a connection
@@ -91,7 +91,7 @@ def report(answers: Iterable[Answer], seconds: float) -> Iterator[str]:
 
 def _ask(client: Any, body: bytes, until: float) -> list[Answer]:
     """Send one request after another until a time; at least one."""
-    import httpx  # noqa: PLC0415
+    import httpx2  # noqa: PLC0415
 
     headers = {"Content-Type": "image/*"}
     answers: list[Answer] = []
@@ -100,7 +100,7 @@ def _ask(client: Any, body: bytes, until: float) -> list[Answer]:
         try:
             answer = client.post(ROUTE, content=body, headers=headers)
             status, timing = str(answer.status_code), answer.headers.get("server-timing", "")
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             status, timing = type(error).__name__, ""
         answers.append(Answer(status, 1000 * (time.monotonic() - began), timing))
     return answers

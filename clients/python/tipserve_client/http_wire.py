@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
-import httpx
+import httpx2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -72,11 +72,11 @@ class Response(NamedTuple):
 
 
 def client_options(target: Target) -> dict[str, Any]:
-    """Arguments of an httpx client."""
+    """Arguments of an httpx2 client."""
     options: dict[str, Any] = {
         "base_url": target.base_url,
         "headers": target.headers,
-        "limits": httpx.Limits(
+        "limits": httpx2.Limits(
             max_connections=MAX_HTTP_CONNECTIONS, max_keepalive_connections=MAX_HTTP_CONNECTIONS
         ),
     }
@@ -90,7 +90,7 @@ def client_options(target: Target) -> dict[str, Any]:
 
 
 def write_request(request: Request) -> dict[str, Any]:
-    """Arguments of `httpx.Client.build_request`."""
+    """Arguments of `httpx2.Client.build_request`."""
     path = PATHS[request.method]
     if request.method == "list_models":
         return {"method": "GET", "url": path}
@@ -118,7 +118,7 @@ def _body(request: Request) -> dict[str, Any]:
 
 
 def _json_body(body: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
-    """A body that also holds what only the server refuses, which httpx's `json` does not: NaN."""
+    """A body that also holds what only the server refuses, which httpx2's `json` does not: NaN."""
     return {"content": json.dumps(body).encode(), "headers": {"Content-Type": JSON, **headers}}
 
 
@@ -144,14 +144,14 @@ def _text_fields(fields: Mapping[str, Any]) -> dict[str, str] | None:
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """Turn httpx's errors into the client's own."""
+    """Turn httpx2's errors into the client's own."""
     try:
         yield
-    except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
+    except (httpx2.ReadTimeout, httpx2.WriteTimeout, httpx2.PoolTimeout) as error:
         raise deadline_exceeded() from error
-    except httpx.TransportError as error:
+    except httpx2.TransportError as error:
         raise Unavailable(f"The server cannot be reached: {error}", code="unreachable") from error
-    except httpx.DecodingError as error:
+    except httpx2.DecodingError as error:
         raise InternalError(NOT_TIPSERVE, code="invalid_answer") from error
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
+from model.installation import install
 from model.runtime.base import MissingRuntimeError, UnusableRuntimeError
 
 # By name, since the numbers differ between versions.
@@ -119,8 +120,7 @@ def load_libraries() -> GpuLibraries:
         from cuda.bindings import runtime  # noqa: PLC0415
     except (ImportError, OSError) as error:
         raise MissingRuntimeError(
-            "the runtime 'tensorrt' needs TensorRT and cuda-python: pip install 'tipserve[gpu]' "
-            f"({error})"
+            f"the runtime 'tensorrt' needs TensorRT and cuda-python: {install('gpu')} ({error})"
         ) from error
     return GpuLibraries(tensorrt, Cuda(runtime), library_log(tensorrt))
 

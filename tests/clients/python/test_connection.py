@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -29,17 +29,17 @@ from tipserve_client.connection import Attempts, Target, Tls, read_target
 EMBEDDED = save({"cls1": np.ones((1, 1), np.float32)})
 
 
-def refused(status: int, retry_after: str | None = None) -> httpx.Response:
+def refused(status: int, retry_after: str | None = None) -> httpx2.Response:
     headers = {"X-Request-Id": "id-1"} | ({"Retry-After": retry_after} if retry_after else {})
     error = {"message": "No.", "type": "x", "code": f"code_{status}", "param": None}
-    return httpx.Response(status, json={"error": error}, headers=headers)
+    return httpx2.Response(status, json={"error": error}, headers=headers)
 
 
-def ok() -> httpx.Response:
-    return httpx.Response(200, content=EMBEDDED)
+def ok() -> httpx2.Response:
+    return httpx2.Response(200, content=EMBEDDED)
 
 
-Answer = httpx.Response | Exception
+Answer = httpx2.Response | Exception
 
 
 class Script:
@@ -52,7 +52,7 @@ class Script:
         self.pauses: list[float] = []
         self.allowed_ms: list[int] = []
 
-    def answer(self, request: httpx.Request) -> httpx.Response:
+    def answer(self, request: httpx2.Request) -> httpx2.Response:
         self.allowed_ms.append(int(request.headers["x-request-timeout-ms"]))
         self.now += self._answer_s
         answer = next(self.answers)
@@ -78,7 +78,7 @@ def ask(request: pytest.FixtureRequest) -> Embed:
     async def run(script: Script, *, is_partial: Any = False, **options: Any) -> Any:
         async with connected("http://stand-in", request.param, **options) as client:
             inner = getattr(client, "wrapped", client)
-            inner._transport._client._transport = httpx.MockTransport(script.answer)
+            inner._transport._client._transport = httpx2.MockTransport(script.answer)
             inner._transport._clock = inner._clock = lambda: script.now
             inner._sleep = script.sleep_later if request.param else script.sleep
             return await client.embed_images(b"image", partial=is_partial)
@@ -87,7 +87,7 @@ def ask(request: pytest.FixtureRequest) -> Embed:
 
 
 async def test_overload_and_lost_connections_are_retried_after_the_named_time(ask: Embed) -> None:
-    lost = (httpx.ConnectError("refused"), httpx.RemoteProtocolError("closed"))
+    lost = (httpx2.ConnectError("refused"), httpx2.RemoteProtocolError("closed"))
     script = Script([refused(429, "3"), refused(503, "2"), *lost, ok()])
     (embedding,) = await ask(script)
     assert embedding.cls1 == [1.0]
@@ -127,11 +127,11 @@ async def test_all_attempts_share_one_deadline_which_the_server_receives(ask: Em
 @pytest.mark.parametrize(
     ("answer", "code"),
     [
-        (partial(httpx.Response, 402, text="<html>no</html>"), "http_402"),
-        (partial(httpx.Response, 200, content=b"<html>hello</html>"), "invalid_answer"),
-        (partial(httpx.Response, 200, content=b"[]"), "invalid_answer"),
-        (partial(httpx.Response, 200, content=b'{"data": [{}, 1]}'), "invalid_answer"),
-        (partial(httpx.DecodingError, "incorrect header check"), "invalid_answer"),
+        (partial(httpx2.Response, 402, text="<html>no</html>"), "http_402"),
+        (partial(httpx2.Response, 200, content=b"<html>hello</html>"), "invalid_answer"),
+        (partial(httpx2.Response, 200, content=b"[]"), "invalid_answer"),
+        (partial(httpx2.Response, 200, content=b'{"data": [{}, 1]}'), "invalid_answer"),
+        (partial(httpx2.DecodingError, "incorrect header check"), "invalid_answer"),
     ],
 )
 async def test_an_answer_of_another_kind_of_server_is_an_error(
@@ -143,7 +143,7 @@ async def test_an_answer_of_another_kind_of_server_is_an_error(
         assert caught.value.code == code
 
 
-class Trickle(httpx.SyncByteStream, httpx.AsyncByteStream):
+class Trickle(httpx2.SyncByteStream, httpx2.AsyncByteStream):
     """A body with one byte per second of the script's clock."""
 
     def __init__(self, script: Script, body: bytes) -> None:
@@ -164,12 +164,12 @@ class Trickle(httpx.SyncByteStream, httpx.AsyncByteStream):
 async def test_the_deadline_bounds_a_slow_response(ask: Embed) -> None:
     script = Script([])
     body = Trickle(script, ok().content)
-    script.answers = iter([httpx.Response(200, stream=body)])
+    script.answers = iter([httpx2.Response(200, stream=body)])
     with pytest.raises(DeadlineExceeded):
         await ask(script, timeout_s=10)
     assert body.num_sent == 12
     assert not script.pauses
-    script.answers = iter([httpx.Response(200, stream=Trickle(script, ok().content))])
+    script.answers = iter([httpx2.Response(200, stream=Trickle(script, ok().content))])
     assert await ask(script, timeout_s=1000)
 
 

@@ -161,7 +161,7 @@ def test_a_missing_library_names_the_extra(
     monkeypatch.setitem(sys.modules, library, None)
     # Without the graphs that other tests hold.
     monkeypatch.setattr(SharedGraphCache, "take", lambda _, __, load: load())
-    with pytest.raises(MissingRuntimeError, match=rf"pip install 'tipserve\[{extra}\]'"):
+    with pytest.raises(MissingRuntimeError, match=rf"pip install -e '\.\[{extra}\]'"):
         load_chosen(tiny_package, fp32(name))
 
 

@@ -94,7 +94,7 @@ def test_files_rows_and_shards_are_split_into_parts_without_gaps(
         (["broken.parquet"], "cannot be read as Parquet"),
         (["memory://bucket/none"], "^memory://bucket/none does not exist"),
         (["s4://bucket/photos"], "s4://bucket/photos: Protocol not known"),
-        (["oci://bucket/photos"], r"pip install 'tipserve\[stores\]'"),
+        (["oci://bucket/photos"], r"pip install -e '\.\[stores\]'"),
     ],
 )
 def test_invalid_inputs_are_named(

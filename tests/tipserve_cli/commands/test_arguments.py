@@ -22,7 +22,7 @@ HERE = [
     ("models --model=no/such/folder/here", "no/such/folder/here"),
     ("segment missing.jpg --classes=a -o=m.png", "missing.jpg: No such file"),
     ("embed missing -o=x.parquet", "missing does not exist"),
-    ("embed oci://bucket/x -o=x.parquet", "pip install 'tipserve[stores]'"),
+    ("embed oci://bucket/x -o=x.parquet", "pip install -e '.[stores]'"),
 ]
 # A wrong command line, found before anything is loaded.
 WRONG_LINE_HERE = [

@@ -1,10 +1,10 @@
-"""Sends requests over HTTP, on connections that are kept open. Only this needs httpx."""
+"""Sends requests over HTTP, on connections that are kept open. Only this needs httpx2."""
 
 import time
 from collections.abc import Callable
 from typing import Any
 
-import httpx
+import httpx2
 
 from tipserve_client import http_wire
 from tipserve_client.connection import Target
@@ -15,7 +15,7 @@ class AsyncHttpTransport:
     """Sends requests over HTTP."""
 
     def __init__(self, target: Target) -> None:
-        self._client = httpx.AsyncClient(**http_wire.client_options(target))
+        self._client = httpx2.AsyncClient(**http_wire.client_options(target))
         self._clock: Callable[[], float] = time.monotonic
 
     async def send(self, request: Request, timeout_s: float) -> Any:
@@ -33,7 +33,7 @@ class AsyncHttpTransport:
             parts = []
             try:
                 async for part in response.aiter_bytes():
-                    # httpx limits the time of each read, not their sum.
+                    # httpx2 limits the time of each read, not their sum.
                     if self._clock() > until:
                         raise http_wire.deadline_exceeded()
                     parts.append(part)

@@ -17,7 +17,10 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize(
     ("stream", "shown"),
-    [(Terminal(), ["images", "3/3", "0:00:00"]), (io.StringIO(), ["image 3 of 3: 1 skipped\n"])],
+    [
+        (Terminal(), ["images", "5/5", "/s", "0:00:00"]),
+        (io.StringIO(), ["image 2 of 5: 1 skipped, ", "image 5 of 5: 1 skipped, ", "/s\n"]),
+    ],
     ids=["terminal", "log"],
 )
 def test_progress_is_shown_on_standard_error(
@@ -27,8 +30,8 @@ def test_progress_is_shown_on_standard_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(sys, "stderr", stream)
-    with shown_progress("image", 3, 1) as advance:
+    with shown_progress("image", 5, 1) as advance:
         advance(1)
-        advance(0)
+        advance(0, 3)
     assert all(text in stream.getvalue() for text in shown)
     assert not capsys.readouterr().out

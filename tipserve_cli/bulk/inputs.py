@@ -54,6 +54,13 @@ class Part:
     start: int = 0
     stop: int = 0
 
+    @property
+    def num_images(self) -> int | None:
+        """Images of the part; None for a shard, which is not read before."""
+        if _kind(self.paths[0]) == "tar":
+            return None
+        return self.stop - self.start or len(self.paths)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:

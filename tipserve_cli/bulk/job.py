@@ -144,7 +144,20 @@ def compute_here(
         closing(engine.in_order(ask, images)) as answered,
     ):
         for part, answers in groupby(answered, key=lambda answer: answer[0][0]):
-            advance(folder.write_part(part.number, answers))
+            if part.num_images is None:
+                advance(folder.write_part(part.number, answers))
+            else:
+                folder.write_part(part.number, _counted(answers, advance))
+
+
+def _counted(
+    answers: Iterable[tuple[Any, "Future[Any]"]], advance: Advance
+) -> Iterator[tuple[Any, "Future[Any]"]]:
+    """The same answers; the progress counts each image when it is taken."""
+    for (part, image), future in answers:
+        yield (part, image), future
+        if image is not None:
+            advance(isinstance(future.exception(), Skipped))
 
 
 def _images(parts: Sequence[Part], columns: Columns) -> Generator[tuple[Part, InputImage | None]]:
@@ -371,7 +384,11 @@ def run_job(job: Job, compute: Compute, *, output: str, is_file: bool, overwrite
         finished, parts = folder.finished(), job.inputs.parts
         missing = [part for part in parts if part.number not in finished]
         if missing:
-            with shown_progress("part", len(parts), len(finished)) as advance:
+            counts = {part.number: part.num_images for part in parts}
+            unit = "shard" if None in counts.values() else "image"
+            total = sum(number or 1 for number in counts.values())
+            left = sum(counts[part.number] or 1 for part in missing)
+            with shown_progress(unit, total, total - left) as advance:
                 compute(missing, folder, advance)
         skipped, listed = folder.errors(), f"{folder.place}/{ERRORS_NAME}"
         if file is not None:

@@ -78,7 +78,7 @@ def _compute(
             num_gpus=options.gpus_per_worker,
         )
         for row in written.iter_rows():
-            advance(row["num_bad"])
+            advance(row["num_bad"], row["num_done"])
     except (ray.exceptions.RayError, ConnectionError) as error:
         raise UserError(f"Ray failed: {find_reason(str(error))}") from error
     finally:
@@ -101,8 +101,13 @@ class PartWriter:
         self._folder = JobFolder(folder, job)
 
     def __call__(self, batch: pa.Table) -> dict[str, Any]:
-        """Write a part; returns the number of skipped images."""
+        """Write a part; returns how much is done, and the number of skipped images."""
         part: Part = pickle.loads(batch["part"][0].as_py())
-        skipped: list[int] = []
-        compute_here(self._engine, [part], self._folder, skipped.append)
-        return {"num_bad": skipped}
+        counts = {"num_bad": 0, "num_done": 0}
+
+        def count(num_skipped: int, num_done: int = 1) -> None:
+            counts["num_bad"] += num_skipped
+            counts["num_done"] += num_done
+
+        compute_here(self._engine, [part], self._folder, count)
+        return {name: [number] for name, number in counts.items()}

@@ -1,6 +1,7 @@
 """Parts are written whole; an interrupted job continues to the same rows."""
 
 import io
+import tarfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,14 @@ from PIL import Image
 
 from tests.tipserve_cli.conftest import WIDTH, Fake
 from tipserve_cli.bulk.inputs import Columns, find_inputs
-from tipserve_cli.bulk.job import Job, compute_here, errors_file, locked_folder, run_job
+from tipserve_cli.bulk.job import (
+    Job,
+    JobFolder,
+    compute_here,
+    errors_file,
+    locked_folder,
+    run_job,
+)
 from tipserve_cli.bulk.rows import EmbedTask
 from tipserve_cli.engine import Engine, UserError
 from tipserve_client import Client, TipserveError
@@ -175,6 +183,27 @@ def test_only_missing_parts_are_computed_and_their_skipped_images_replaced(
     assert colours.num_images == 3
     assert not left.exists()
     assert not list((out / "_errors").iterdir())
+
+
+def test_the_progress_counts_images_and_whole_shards(
+    colours: Colours, photos: Path, tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as shard:
+        for file in sorted(photos.iterdir()):
+            shard.add(file, file.name)
+    engine = Engine(Client(colours), 2)
+    for source, expected in ((photos, [0] * 4 + [1] + [0] * 5), (tmp_path / "a.tar", [1])):
+        seen: list[int] = []
+
+        def count(num_skipped: int, num_done: int = 1, seen: list[int] = seen) -> None:
+            seen.append(num_skipped)
+            assert num_done == 1
+
+        job = make_job(source, part_items=32)
+        folder = JobFolder(str(tmp_path / f"out-{source.name}"), job)
+        compute_here(engine, job.inputs.parts, folder, count)
+        assert seen == expected
+    engine.close()
 
 
 def test_files_of_others_are_refused_and_kept(run: Run, photos: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -204,6 +205,8 @@ class Server:
                 self._check_memory()
                 names = [served.manifest.name for served in self.models.models()]
                 logger.info("ready", extra={"fields": {"models": names, **self.ports}})
+                if sys.stderr.isatty() and self.place is None:
+                    logger.info("open %s (Ctrl+C stops)", self._page)
                 await stop
         finally:
             cancel_all(tasks)
@@ -286,12 +289,16 @@ class Server:
         address: dict[str, object] = {"host": self._host, "host_reason": self._host_reason}
         if place is not None:
             address["worker"] = place.number
-        page = page_url(self._host, self.ports["http"], is_tls=self.settings.tls_cert is not None)
-        logger.info("listening", extra={"fields": {"page": page, **self.ports, **address}})
+        logger.info("listening", extra={"fields": {"page": self._page, **self.ports, **address}})
         if not is_loopback(self._host):
             logger.warning("for trusted networks only: strangers come through deploy/proxy")
         if self.settings.ports_file is not None:
             atomic_write(self.settings.ports_file, json.dumps(self.ports) + "\n")
+
+    @property
+    def _page(self) -> str:
+        is_tls = self.settings.tls_cert is not None
+        return page_url(self._host, self.ports["http"], is_tls=is_tls)
 
     async def _drain(self, http: "asyncio.Future[None]") -> None:
         """Fail readiness, then accept no connection, finish what is in progress, and close."""

@@ -8,6 +8,7 @@ import os
 import re
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -379,7 +380,11 @@ class _Parser(ArgumentParser):
         return self.add_argument(*names, **named)
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}. Run `{self.prog} --help` for help.")
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        meant = get_close_matches(unknown[1], flags, 1) if unknown else []
+        hint = f" Did you mean {meant[0]}?" if meant else ""
+        raise ValueError(f"{message}.{hint} Run `{self.prog} --help` for help.")
 
 
 def load_settings(

@@ -6,6 +6,7 @@ The fake runtime can be held, so nothing here depends on how fast anything is.
 import asyncio
 import logging
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -57,6 +58,20 @@ async def test_answers_and_errors_carry_their_id_and_stage_times(
     assert (broken.status in INVALID, stages(broken)) == (True, ["decode", "total"])
     assert keyless.status in {"401", "UNAUTHENTICATED"}
     assert stages(keyless) == ["total"]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+async def test_a_terminal_shows_the_address_once_the_server_is_ready(
+    serving: Serving,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    is_terminal: bool,
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    caplog.set_level(logging.INFO)
+    async with serving() as server:
+        line = f"open http://127.0.0.1:{server.ports['http']}/ (Ctrl+C stops)"
+        assert (caplog.messages[-1] == line) is is_terminal
 
 
 @BOTH

@@ -77,6 +77,11 @@ def test_metrics_are_reachable_where_a_proxy_hides_the_rest() -> None:
     assert load().metrics_address == ("127.0.0.1", 8002)
 
 
+def test_an_unknown_flag_names_the_one_that_is_meant() -> None:
+    with pytest.raises(ValueError, match=r"Did you mean --http-port\? Run"):
+        load("--http-prot", "1")
+
+
 @pytest.mark.parametrize("variable", ["TIPSERVE_HTP_PORT", "TIPSERVE_PORT"])
 def test_an_unknown_variable_is_an_error(variable: str) -> None:
     with pytest.raises(ValueError, match=variable):

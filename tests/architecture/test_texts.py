@@ -58,6 +58,19 @@ def test_the_tests_that_a_page_names_exist(project_root: Path, page: str) -> Non
     assert not missing
 
 
+def test_the_notice_names_the_sources_and_has_the_mit_licence(project_root: Path) -> None:
+    text = (project_root / "NOTICE").read_text(encoding="utf-8")
+    for owner in (
+        "2021 OpenAI, MIT (below",
+        "2019 Mu-An Chiou, MIT (below)",
+        "google-deepmind/tips",
+    ):
+        assert text.count(owner) == 1
+    # MIT asks for the whole text with each copy.
+    assert text.count("Permission is hereby granted, free of charge") == 1
+    assert text.count("IN NO EVENT SHALL THE AUTHORS") == 1
+
+
 def test_scripts_are_executable(project_root: Path, project_files: list[Path]) -> None:
     scripts = [path for path in project_files if path.suffix == ".sh" or path.parts[0] == ".ci"]
     assert scripts

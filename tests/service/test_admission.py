@@ -13,7 +13,7 @@ from service.call import Call
 from service.errors import DeadlineExceeded, Overloaded, Unavailable
 from service.lanes.batching import Batcher
 from service.monitoring.metrics import Metrics
-from service.patch_budget import PatchBudget
+from service.patch_budget import MIN_RETRY_S, PatchBudget
 from tests.service.conftest import Clock
 
 MAX_PATCHES, MAX_BYTES = 80, 100
@@ -191,6 +191,12 @@ async def test_a_deadline_that_cannot_be_met_is_refused(gate: Gate) -> None:
     with pytest.raises(DeadlineExceeded):
         await gate.take(gate.enter("b", deadline=0.5))
     assert gate.budget.retry_after_s() == pytest.approx(2.0)
+
+
+async def test_a_refused_caller_waits_a_tenth_of_a_second_at_least(gate: Gate) -> None:
+    assert gate.budget.retry_after_s() == MIN_RETRY_S == 0.1
+    await gate.take(gate.enter("a"), 2)  # ten patches a second
+    assert gate.budget.retry_after_s() == pytest.approx(0.2)
 
 
 async def test_a_server_that_is_not_open_or_has_no_healthy_lane_takes_nothing(

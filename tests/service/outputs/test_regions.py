@@ -83,7 +83,7 @@ def test_regions_that_touch_at_a_corner_are_two_and_long_ones_are_one() -> None:
         turns_HW[[ring, 40 - ring], ring : 41 - ring] = 1
         turns_HW[ring + 1, ring] = 0
         turns_HW[ring + 2 : ring + 3, ring : ring + 3] = 1
-    for labels_HW in (touching_HW, turns_HW):
+    for labels_HW in (touching_HW, touching_HW[::-1], turns_HW):
         runs = Runs.of(labels_HW)
         found = find_instances(runs, np.zeros(len(runs.label_R)), labels_HW.shape, 1e-4)
         assert len(found) == ndimage.label(labels_HW)[1]

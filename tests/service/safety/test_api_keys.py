@@ -152,6 +152,19 @@ def test_a_callers_rate_is_shared_by_its_keys(
     refused(keys, FIRST)
 
 
+def test_of_two_known_keys_the_later_one_of_the_source_counts(
+    metrics: Metrics, limited: Limited
+) -> None:
+    keys = limited("requests_at_once=9")
+    # THIRD, which has no name, stands last in the file.
+    for shown in ((f"Bearer {FIRST}", THIRD), (f"Bearer {THIRD}", FIRST)):
+        keys.enter(*shown)
+    for caller, expected in (("acme", None), ("unnamed", 2)):
+        labels = {"caller": caller, "outcome": "accepted"}
+        found = metrics.registry.get_sample_value("tipserve_caller_requests_total", labels)
+        assert found == expected
+
+
 def test_each_of_several_workers_has_its_share_of_a_callers_limits(limited: Limited) -> None:
     keys = limited("requests_at_once=5", num_workers=2)
     release, _ = keys.enter(None, FIRST), keys.enter(None, SECOND)

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,8 @@ SCORES = {
     "image-text retrieval: text to image R@5": 41.6667,
     "image-text retrieval: text to image R@10": 87.5,
     "zero-shot classification: top-1": 33.3333,
-    "zero-shot classification: top-5": 100.0,
     "kNN classification: top-1": 16.6667,
-    "kNN classification: top-5": 100.0,
     "linear classification: top-1": 16.6667,
-    "linear classification: top-5": 100.0,
 }
 NAMES = ("apple", "car", "dog", "house", "tree")
 
@@ -120,7 +118,9 @@ def test_a_killed_job_continues_to_the_same_rows(student: Server, tmp_path: Path
     process = subprocess.Popen([*TIPSERVE, *job, out], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     with process.stderr as lines:
-        assert lines.readline().startswith("part ")
+        assert lines.readline().startswith("image 1 of 121: ")
+        while not list(Path(f"{out}.parts").glob("part-*")):
+            time.sleep(0.01)
         process.kill()
         assert process.wait(LIMIT_S) == -signal.SIGKILL
     written = list(Path(f"{out}.parts").glob("part-*"))

@@ -29,6 +29,7 @@ COUNTS: Final = "counts.npz"
 MODEL, EARLIER, CHANCE = "model", "earlier", "chance"
 GAIN: Final = f"{MODEL} - {EARLIER}"
 NUM_CONFUSED: Final = 10
+LEAST_EXAMPLES: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +66,9 @@ def entries_of(results: Sequence[Result], earlier: Earlier | None) -> list[Score
     entries = []
     for result in results:
         for score in result.scores:
-            rows: dict[str, Interval | float | None] = {MODEL: score.interval()}
+            rows: dict[str, Interval | float | None] = {MODEL: _told(score)}
             if earlier is not None:
-                rows[GAIN] = score.interval(earlier.of(result, score))
+                rows[GAIN] = _told(score, earlier.of(result, score))
             rows[CHANCE] = score.chance
             for row, value in rows.items():
                 if value is not None:
@@ -76,6 +77,16 @@ def entries_of(results: Sequence[Result], earlier: Earlier | None) -> list[Score
                     rounded = {key: round(number, 4) for key, number in numbers.items()}
                     entries.append(ScoreEntry(**named, row=row, count=len(score.counts), **rounded))
     return entries
+
+
+def _told(score: Score, other: Any = None) -> Interval | float | None:
+    """The value, with its interval where the examples can give one.
+
+    Resamples of few examples, or of examples with one value, say nothing about others.
+    """
+    found = score.interval(other)
+    has_interval = len(score.counts) >= LEAST_EXAMPLES and found.low < found.high
+    return found if has_interval else found.value
 
 
 def _digest(result: Result) -> str:

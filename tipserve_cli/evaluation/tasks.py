@@ -7,7 +7,7 @@ pixels that count.
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -99,7 +99,8 @@ def _found_in_groups(ranking: Ranking, group_Q: Sequence[str]) -> list[Score]:
     weight_Q = np.asarray([1 / size_of[group] for group in group_Q])
     if len(size_of) == 1:
         return _found(ranking, "R@", (1, 5, 10), np.arange(len(ranking)))
-    hits = ((depth, (ranking.rank_Q < depth) * weight_Q) for depth in (1, 5, 10))
+    depths = _telling((1, 5, 10), ranking)
+    hits = ((depth, (ranking.rank_Q < depth) * weight_Q) for depth in depths)
     return [Score(f"R@{depth}", Sums(hit_Q, weight_Q), Sums.share) for depth, hit_Q in hits]
 
 
@@ -191,12 +192,17 @@ def _labelled_result(
     return result_of(task, given, shown, scores, names=given.names, confusion_KK=confusion_KK)
 
 
+def _telling(depths: Sequence[int], ranking: Ranking) -> Iterator[int]:
+    """The depths below the number of candidates: among as many every query is right."""
+    return (depth for depth in depths if depth == 1 or depth < ranking.num_candidates)
+
+
 def _found(
     ranking: Ranking, metric: str, depths: Sequence[int], example_Q: NDArray[np.int64]
 ) -> list[Score]:
     """Shares of queries with a right answer at each depth; queries are grouped by example."""
     count_S, found = np.bincount(example_Q).astype(np.float64), []
-    for depth in depths:
+    for depth in _telling(depths, ranking):
         sum_S = np.bincount(example_Q, ranking.rank_Q < depth).astype(np.float64)
         counts = Sums(sum_S, count_S)
         found.append(Score(f"{metric}{depth}", counts, Sums.share, ranking.chance(depth)))

@@ -16,7 +16,8 @@ from tipserve_cli.evaluation import tasks
 from tipserve_cli.evaluation.answers import Answers
 from tipserve_cli.evaluation.masks import score_segmentation
 from tipserve_cli.evaluation.options import EvaluateOptions
-from tipserve_cli.evaluation.results import Result
+from tipserve_cli.evaluation.report import entries_of
+from tipserve_cli.evaluation.results import Result, Score, Sums
 from tipserve_client.requests import Request
 
 Row = dict[str, list[int]]
@@ -202,9 +203,8 @@ def test_every_caption_of_an_image_is_right_for_it(world: World) -> None:
     result = world.score(tasks.score_retrieval, given, embedding="cls2")
     # Image 0 at 10 degrees finds east; 1 at -60 finds south; 2 at 150 finds west.
     # East and south and west find their images; north is nearer to 2, north-east to 0.
-    ways = ("image to text", "text to image")
-    wanted = {f"{way} R@{depth}": 100.0 for way in ways for depth in (1, 5, 10)}
-    assert values(result) == pytest.approx({**wanted, "text to image R@1": 60.0})
+    # Among five texts and three images the depths 5 and 10 tell nothing.
+    assert values(result) == pytest.approx({"image to text R@1": 100.0, "text to image R@1": 60.0})
     wanted_chance = 100 * (2 / 5 + 1 / 5 + 2 / 5) / 3
     assert chance(result, "image to text R@1") == pytest.approx(wanted_chance)
     assert world.model.requests[0].fields["outputs"] == ["cls2"]
@@ -218,10 +218,35 @@ def test_classes_are_ranked_by_cosine(world: World) -> None:
     templates = world.write(world.folder / "templates.txt", "one {}.\nmany {}s.\n")
     given = sets.read_classes(folder)
     result = world.score(tasks.score_classification, given, templates=str(templates))
-    assert values(result) == {"top-1": 50.0, "top-5": 100.0}
+    assert values(result) == {"top-1": 50.0}
     assert world.model.requests[-1].fields["templates"] == ["one {}.", "many {}s."]
     assert result.confusion_KK is not None
     assert result.confusion_KK.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+
+
+def test_a_depth_is_scored_below_the_number_of_classes(world: World) -> None:
+    folder = world.labelled("set", {name: [number] for number, name in enumerate("abcdef")})
+    angles = {name: np.deg2rad(10 * number) for number, name in enumerate("abcdef")}
+    world.model.texts = {name: (np.cos(a), np.sin(a)) for name, a in angles.items()}
+    world.model.images = dict.fromkeys(range(6), (1, 0))  # nearest to a, farthest from f
+    templates = world.write(world.folder / "templates.txt", "{}\n")
+    given = sets.read_classes(folder)
+    result = world.score(tasks.score_classification, given, templates=str(templates))
+    assert values(result) == pytest.approx({"top-1": 100 / 6, "top-5": 500 / 6})
+
+
+@pytest.mark.parametrize(
+    ("right", "has_interval"),
+    [([1] * 4, False), ([0, 1] * 4, False), ([1] * 50, False), ([0, 1] * 5, True)],
+)
+def test_few_or_equal_examples_have_no_interval(right: list[int], has_interval: bool) -> None:
+    counts = Sums(np.array(right, float), np.ones(len(right)))
+    result = Result(
+        task="x", split="y", options={}, examples=[], scores=[Score("top-1", counts, Sums.share)]
+    )
+    (entry,) = entries_of([result], None)
+    assert entry.value == 100 * sum(right) / len(right)
+    assert (entry.low is not None) is has_interval
 
 
 def test_neighbours_vote_by_their_cosine(world: World) -> None:
@@ -231,7 +256,7 @@ def test_neighbours_vote_by_their_cosine(world: World) -> None:
     world.model.images = {1: (1, 0), 2: (0, 1), 3: (0, 1), 9: (-1, 0)}
     world.model.images |= {4: (1, 0), 5: (0.1, 1), 6: (-1, 0.5)}
     found = values(world.score(tasks.score_knn, sets.read_split(world.folder)))
-    assert found == {"top-1": 100.0, "top-5": 100.0}
+    assert found == {"top-1": 100.0}
 
 
 def test_a_linear_classifier_is_fitted_to_train(world: World) -> None:
@@ -252,7 +277,7 @@ def test_an_image_finds_the_others_of_its_thing(world: World) -> None:
     result = world.score(tasks.score_instances, sets.read_instances(folder))
     # 1 and 2 find each other. 3 finds 5 first, which only it can be confused with; 4 finds 3.
     # 4 ties with 5, and a tie is an error.
-    assert values(result) == {"R@1": 50.0, "R@5": 100.0, "R@10": 100.0}
+    assert values(result) == {"R@1": 50.0}
     assert result.examples == ["1.jpg", "2.jpg", "3.jpg", "4.jpg"]
     assert chance(result, "R@1") == pytest.approx(100 / 4)
 

@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from model.installation import install
+
 HAS_HEIF: Final = find_spec("pi_heif") is not None  # the extra `heif`
 if HAS_HEIF:
     import pi_heif
@@ -377,7 +379,7 @@ def _check_brand(data: bytes, formats: tuple[str, ...]) -> None:
         raise ImageError(f"AVIF is not read; send one of {', '.join(formats)}")
     if brand in HEIC_BRANDS and not HAS_HEIF:
         raise ImageError(
-            "HEIC is read where pip install 'tipserve[heif]' was run; send a JPEG instead"
+            f"HEIC is not read here; send a JPEG, or install it on the server: {install('heif')}"
         )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
-import httpx
+import httpx2
 from PIL import Image
 
 from service.grpc.generated import embed_pb2, encoder_service_pb2
@@ -63,7 +63,7 @@ def wait_until_ready(server: "subprocess.Popen[bytes]", ports_file: Path) -> tup
         if ports_file.exists():
             ports = json.loads(ports_file.read_text(encoding="utf-8"))
             url = f"http://127.0.0.1:{ports['http']}"
-            if httpx.get(f"{url}/v2/health/ready", trust_env=False).is_success:
+            if httpx2.get(f"{url}/v2/health/ready", trust_env=False).is_success:
                 return url, f"127.0.0.1:{ports['grpc']}"
         time.sleep(0.1)
     raise SystemExit("the server did not become ready")
@@ -72,7 +72,7 @@ def wait_until_ready(server: "subprocess.Popen[bytes]", ports_file: Path) -> tup
 def wrong_routes(url: str) -> Iterator[str]:
     """Each request that fails."""
     names = {"model": MODEL, "model_id": MODEL, "version": "1"}
-    with httpx.Client(base_url=url, timeout=LIMIT_S, trust_env=False) as client:
+    with httpx2.Client(base_url=url, timeout=LIMIT_S, trust_env=False) as client:
         requests: list[tuple[str, str, dict[str, Any]]] = [("GET", page, {}) for page in PAGES]
         for path, methods in sorted(client.get("/openapi.json").json()["paths"].items()):
             for method, operation in methods.items():
@@ -82,12 +82,12 @@ def wrong_routes(url: str) -> Iterator[str]:
         for method, path, body in requests:
             status = client.request(method, path, **body).status_code
             print(status, method, path, *body)
-            if status != httpx.codes.OK:
+            if status != httpx2.codes.OK:
                 yield f"{method} {path} {[*body]}: {status}"
 
 
 def bodies(path: str, media_types: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A body in each media type that a route accepts, as httpx takes it; empty for a GET."""
+    """A body in each media type that a route accepts, as httpx2 takes it; empty for a GET."""
     if not media_types:
         yield {}
     buffer = io.BytesIO()

@@ -3,7 +3,7 @@
 # FiftyOne brings a database and a hundred packages, so they have a Python of their own.
 set -euo pipefail
 
-LIBRARIES=(fiftyone==1.22.1 supervision==0.31.2 googleapis-common-protos grpcio httpx) # the last three are our client's
+LIBRARIES=(fiftyone==1.22.1 supervision==0.31.2 googleapis-common-protos grpcio httpx2) # the last three are our client's
 venv=.tools/masks-venv
 
 if [[ ! -f $venv/.installed || "$(<$venv/.installed)" != "${LIBRARIES[*]}" ]]; then

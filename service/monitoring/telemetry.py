@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from opentelemetry.trace import Tracer
 
+from model.installation import install
 from service.call import Call, accept_request_id, caller_of, current_call
 from service.monitoring.log import LogQueue, call_ids
 from service.monitoring.metrics import Metrics
@@ -38,7 +39,7 @@ def build_telemetry(settings: Settings, metrics: Metrics, log: LogQueue | None) 
         from service.monitoring import span_export  # noqa: PLC0415 - needs the extra `otel`
     except ModuleNotFoundError as error:
         raise ImportError(
-            "otlp_endpoint needs OpenTelemetry: pip install 'tipserve[otel]', or unset it"
+            f"otlp_endpoint needs OpenTelemetry: {install('otel')}, or unset it"
         ) from error
     exporter = span_export.OtlpExporter(settings.otlp_endpoint, metrics)
     provider = span_export.tracer_provider(exporter)

@@ -94,7 +94,7 @@ def test_a_package_of_an_object_store_is_published_once_and_whole(
     [
         ("memory://bucket/none", "none/tipserve.json cannot be copied: FileNotFoundError"),
         ("s4://bucket/student", "Protocol not known: s4"),
-        ("oci://bucket/student", "tipserve\\[stores\\]"),
+        ("oci://bucket/student", r"pip install -e '\.\[stores\]'"),
     ],
 )
 def test_a_store_without_a_package_is_named(repository: Repository, url: str, reason: str) -> None:

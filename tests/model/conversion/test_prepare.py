@@ -150,7 +150,7 @@ def test_a_cached_package_is_found_offline_and_without_the_extra(
         converter.preparer.prepare(L14)
     monkeypatch.setattr(errors_module, "find_spec", lambda _: None)
     assert converter.preparer.prepare(B14) == package
-    with pytest.raises(MissingExtraError, match=r"tipserve\[convert\]"):
+    with pytest.raises(MissingExtraError, match=r"'\.\[convert\]'"):
         converter.preparer.prepare(L14)
     assert len(converter.converted) == 1
 

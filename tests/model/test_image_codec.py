@@ -444,7 +444,7 @@ def test_a_heic_of_another_size_than_it_declares_is_refused(side: int) -> None:
 
 @pytest.mark.parametrize(
     ("brand", "words"),
-    [(b"avif", "AVIF is not read; send one of JPEG"), (b"heic", "tipserve.heif")],
+    [(b"avif", "AVIF is not read; send one of JPEG"), (b"heic", r"pip install -e '\.\[heif\]'")],
 )
 def test_a_phones_format_that_is_not_read_is_named(
     brand: bytes, words: str, monkeypatch: pytest.MonkeyPatch

@@ -106,7 +106,7 @@ def test_an_endpoint_needs_the_sdk_and_is_an_address(
     monkeypatch.delitem(sys.modules, "service.monitoring.span_export", raising=False)
     monkeypatch.delattr("service.monitoring.span_export", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
-    with pytest.raises(ImportError, match=r"tipserve\[otel\]"):
+    with pytest.raises(ImportError, match=r"\.\[otel\]"):
         build_telemetry(make_settings(otlp_endpoint="http://127.0.0.1:9"), metrics, None)
     for endpoint in ("collector:4318", "ftp://x", "http://user:pass@collector", "http://a b"):
         with pytest.raises(ValueError, match="otlp_endpoint"):

@@ -2,13 +2,14 @@
 
 import asyncio
 import socket
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, cast
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.rest.middleware import WATCH
 from service.safety.protection import Protection
@@ -34,46 +35,55 @@ class Connection(HttpToolsProtocol):
     nothing, and so does each system call.
     """
 
-    _on_lost: Callable[[], None] | None = None
-    _is_lost = False
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin with a transport that holds heads of answers back."""
+        self._presence = Presence()
         super().connection_made(cast("asyncio.Transport", HeadHolder(transport, self)))
 
     def on_message_begin(self) -> None:
-        """Add `watch` to the scope of the request."""
+        """Add `WATCH` to the scope of the request."""
         super().on_message_begin()
-        cast("dict[str, Any]", self.scope)["extensions"] = {WATCH: self.watch}
-
-    def watch(self, on_lost: Callable[[], None] | None) -> None:
-        """Call this once the client has left; None calls nothing."""
-        self._on_lost = on_lost
-        if self._is_lost:
-            self._lose()
+        cast("dict[str, Any]", self.scope)["extensions"] = {WATCH: self._presence.watch}
 
     def eof_received(self) -> None:
         """The client has left: uvicorn closes the connection now."""
-        self._lose()
+        self._presence.end()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed, by either side."""
         super().connection_lost(exc)
-        self._lose()
+        self._presence.end()
 
-    def _lose(self) -> None:
-        self._is_lost = True
-        if self._on_lost is not None:
-            self._on_lost()
+
+class Presence:
+    """Whether a client is still there. Without its connection, whose requests refer to this."""
+
+    def __init__(self) -> None:
+        self._on_end: Callable[[], None] | None = None
+        self._has_ended = False
+
+    def watch(self, on_end: Callable[[], None] | None) -> None:
+        """Call this once the client has left; None calls nothing."""
+        self._on_end = on_end
+        if self._has_ended:
+            self.end()
+
+    def end(self) -> None:
+        """The client has left."""
+        self._has_ended = True
+        if self._on_end is not None:
+            self._on_end()
 
 
 class HeadHolder:
     """A transport that writes the head of an answer together with the beginning of its body."""
 
     def __init__(self, transport: asyncio.Transport, protocol: HttpToolsProtocol) -> None:
-        self._transport, self._protocol = transport, protocol
+        self._transport = transport
+        # Both refer to this transport: of the request only its scope is kept.
+        self._protocol = weakref.proxy(protocol)
+        self._begun: object = None
         self._head: bytes | None = None
-        self._begun: RequestResponseCycle | None = None
 
     def write(self, data: bytes) -> None:
         """Write, but hold back the first write of an answer that has begun: its head.
@@ -85,10 +95,14 @@ class HeadHolder:
         cycle = self._protocol.cycle
         if head is not None:
             self._transport.writelines((head, data))
-        elif self._begun is cycle or not cycle.response_started or cycle.scope["method"] == "HEAD":
+        elif (
+            self._begun is cycle.scope
+            or not cycle.response_started
+            or cycle.scope["method"] == "HEAD"
+        ):
             self._transport.write(data)
         else:
-            self._head, self._begun = data, cycle
+            self._head, self._begun = data, cycle.scope
 
     def close(self) -> None:
         """Close after what is held back."""

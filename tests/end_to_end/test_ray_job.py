@@ -82,7 +82,7 @@ def test_a_killed_job_continues_to_the_rows_of_a_run_without_ray(
     assert process.stderr is not None
     with process.stderr as lines:
         log: list[str] = []
-        while not (log and log[-1].startswith("part ")):
+        while not (log and log[-1].startswith("image ")):
             log.append(lines.readline())
             assert log[-1], "".join(log)
         end_session(process.pid)

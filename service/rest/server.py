@@ -89,14 +89,15 @@ class HeadHolder:
         """Write, but hold back the first write of an answer that has begun: its head.
 
         Of pipelined requests only the head of the last one is recognised. An answer to HEAD has no
-        second write.
+        second write, and neither has the 400 of a first request that is not HTTP: it has no cycle.
         """
         head, self._head = self._head, None
         cycle = self._protocol.cycle
         if head is not None:
             self._transport.writelines((head, data))
         elif (
-            self._begun is cycle.scope
+            cycle is None
+            or self._begun is cycle.scope
             or not cycle.response_started
             or cycle.scope["method"] == "HEAD"
         ):

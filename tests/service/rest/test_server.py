@@ -112,6 +112,17 @@ async def test_a_head_is_sent_before_the_connection_closes() -> None:
     assert b"".join(transport.writes).startswith(b"HTTP/1.1 200 OK")
 
 
+@pytest.mark.parametrize("before", [b"", GET])
+async def test_bytes_that_are_not_http_are_answered(before: bytes) -> None:
+    connection, transport = connect(app_of(b"one"))
+    if before:
+        connection.data_received(before)
+        await finish(connection)
+    connection.data_received(b"\x00\x01\r\n\r\n")
+    assert transport.writes[-1].startswith(b"HTTP/1.1 400 ")
+    assert transport.is_closed
+
+
 @pytest.mark.parametrize("leave", [Connection.eof_received, lambda c: c.connection_lost(None)])
 @pytest.mark.parametrize("is_early", [True, False])
 async def test_a_client_that_leaves_is_seen_once_it_is_watched(

@@ -1,7 +1,8 @@
 """Replicas behind a proxy are replaced under load, and no request of either protocol fails."""
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -43,6 +44,14 @@ def has_streamed(replica: Server) -> bool:
     return replica.metric("tipserve_requests_total", **STREAMED) > 0
 
 
+def wait_until_streamed(replicas: Sequence[Server]) -> None:
+    """The client of a stream pauses before it opens it again."""
+    latest = time.monotonic() + LIMIT_S
+    while not any(map(has_streamed, replicas)):
+        assert time.monotonic() < latest, "no replica answers the stream"
+        time.sleep(0.1)
+
+
 @pytest.mark.timeout(900)
 def test_rolling_restarts_fail_nothing(tmp_path: Path) -> None:
     """A new replica becomes ready and gets requests; then the oldest is deleted."""
@@ -59,6 +68,7 @@ def test_rolling_restarts_fail_nothing(tmp_path: Path) -> None:
             SteadyCallers(front.place, heeds=False) as callers,
         ):
             callers.wait_for(20)
+            wait_until_streamed(serving)
             for _ in range(NUM_REPLICAS):
                 serving.append(stack.enter_context(start_server(*FLAGS)))
                 oldest = serving.pop(0)
@@ -68,6 +78,7 @@ def test_rolling_restarts_fail_nothing(tmp_path: Path) -> None:
                 oldest.process.terminate()
                 assert oldest.process.wait(LIMIT_S) == 0
                 callers.wait_for(20)
+            wait_until_streamed(serving)
             num_streaming += sum(map(has_streamed, serving))
     assert not callers.others, callers.others[:3]
     # The stream began on a replica that is gone; its client opened it again.

@@ -23,6 +23,10 @@ BAND_ROWS = 32
 # as faster.
 FEW_PIXELS = 12
 FEW_SCORED_CLASSES = 16
+# With a level of the background: a class at more than this share of the places is stuff, such as
+# sky or grass, which fills its region evenly; its level falls by what is above, down to the least.
+PEAKED_SHARE = 0.2
+LEAST_LEVEL = 0.3
 # NumPy computes so many elements without releasing Python's lock (NPY_BEGIN_THREADS_THRESHOLDED).
 LOCKED_ELEMENTS = 500
 
@@ -35,7 +39,8 @@ class Background:
         threshold: Pixels whose best cosine is lower are background; None for no threshold.
         num_classes: This many of the last classes are background classes.
         level: From 0 to 1: a pixel is background if its best class has a cosine below this level
-            between the least and the largest cosine of the class in the image; None for none.
+            between the least and the largest cosine of the class in the image; lower for a class
+            that is likely at many places, see `PEAKED_SHARE`. None for none.
         least_cosine: With a level, a class whose largest cosine is lower is absent.
     """
 
@@ -57,7 +62,11 @@ class Background:
             return None
         value_KN = value_Khw.reshape(num_classes, -1)
         lowest_K, highest_K = value_KN.min(axis=1), value_KN.max(axis=1)
-        floor_K: NDArray[np.float32] = lowest_K + np.float32(self.level) * (highest_K - lowest_K)
+        range_K = highest_K - lowest_K
+        share_K = (value_KN > (lowest_K + range_K / 2)[:, None]).mean(axis=1, dtype=np.float32)
+        level_K = self.level - np.maximum(share_K - np.float32(PEAKED_SHARE), 0)
+        level_K = np.maximum(level_K, np.float32(min(self.level, LEAST_LEVEL)))
+        floor_K: NDArray[np.float32] = lowest_K + level_K * range_K
         floor_K[highest_K < self.least_cosine] = np.inf
         floor_K[num_classes - self.num_classes :] = -np.inf
         return floor_K

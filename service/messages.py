@@ -258,8 +258,8 @@ class SegmentImagesRequest(ImagesRequest):
         background_classes: Classes that count as background where they win.
         background: With `auto`, a pixel whose best class has a cosine far below that class's
             largest one in the image is background, and a class with small cosines everywhere is
-            absent. None is `auto` for one class without a threshold and background classes, else
-            the manifest's choice; heads have none.
+            absent. None is `none` with a threshold, background classes or a head, else `auto` for
+            one class and the manifest's choice for several.
         background_level: For `auto`, the cosine that a pixel needs, from 0 for the least to 1 for
             the largest of its class; None is the manifest's choice.
         quality: `published` scales cosines bilinearly, `fast` follows the image's colours, `fine`

@@ -259,9 +259,10 @@ def with_mask_defaults(
     mode, quality, background = request.mode or defaults.mode, request.quality, request.background
     has_threshold, level = request.background_threshold is not None, request.background_level
     if background is None:
-        is_alone = len(request.classes) == 1 and not request.background_classes
+        is_alone = len(request.classes) == 1
         background = "auto" if is_alone else defaults.background
-        background = "none" if has_head or has_threshold else background
+        has_other = has_head or has_threshold or bool(request.background_classes)
+        background = "none" if has_other else background
     if quality is None:
         quality = "published" if mode == "slide" else defaults.quality
         quality = "fast" if has_head and quality == "fine" else quality

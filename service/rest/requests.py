@@ -233,8 +233,8 @@ class SegmentImagesBody(ImageBody):
     background: messages.SegmentBackground | None = messages.SegmentImagesRequest.background
     """`auto`: pixels whose best class has a cosine far below the largest one of that class in the
     image are background, and a class with small cosines everywhere is absent. `none`: no pixel is,
-    without a threshold or background classes. Default: `auto` for one class without those, else the
-    model's own; heads have none."""
+    without a threshold or background classes. Default: `none` with those or a head, else `auto` for
+    one class and the model's own for several."""
     background_level: float | None = messages.SegmentImagesRequest.background_level
     """For `background` `auto`: the cosine that a pixel needs, from 0 for the least to 1 for the
     largest of its class in the image. Default: the model's own."""

@@ -114,6 +114,22 @@ def test_background_classes_are_zero_and_counted_so(
     assert found.counts[0] > 0
 
 
+def test_a_level_is_lower_for_a_class_that_is_likely_at_many_places() -> None:
+    """Half the range is 0.5; a hundred places, of which so many reach 0.6 or more."""
+    value_K1N = np.zeros((4, 1, 100), np.float32)
+    for k, num_likely in enumerate((10, 40, 90)):
+        value_K1N[k, 0, :num_likely] = 0.6
+        value_K1N[k, 0, 0] = 1
+    value_K1N[3, 0, :90] = 0.4  # absent
+    for level, expected in ((0.65, (0.65, 0.45, 0.3)), (0.4, (0.4, 0.3, 0.3)), (0.1, (0.1,) * 3)):
+        floor_K = Background(level=level, least_cosine=0.5).floors(value_K1N)
+        assert floor_K is not None
+        np.testing.assert_allclose(floor_K, [*expected, np.inf], rtol=1e-6)
+    apart = Background(level=0.65, num_classes=1).floors(value_K1N[:2])
+    assert apart is not None
+    np.testing.assert_allclose(apart, [0.65, -np.inf])
+
+
 def test_labels_beyond_255_are_kept() -> None:
     classes_KD = np.eye(300, dtype=np.float32)
     for background in (Background(), Background(threshold=-1)):

@@ -1,4 +1,4 @@
-"""Record `golden.json` from the sources of a folder: `python tests/promises/record.py FOLDER`.
+"""Record `golden.json` from the sources of a folder: `python -m tests.promises.record FOLDER`.
 
 The answers are a contract. Record again only for requests that are new or whose answer changes on
 purpose, and look at the difference.

@@ -445,7 +445,7 @@ async def test_fine_is_a_mean_of_two_sizes_and_admitted_by_the_patches_of_both(c
             {"quality": "fine"},
         )
     ]
-    mean_KHW = (2 * found[0] + upsample_bilinear(found[1], (2, 2))) / 3
+    mean_KHW = (found[0] + upsample_bilinear(found[1], (2, 2))) / 2
     assert np.abs(found[2] - mean_KHW).max() < 0.3 * np.abs(found[0] - found[1].mean()).max()
     # Of 28 and 42 pixels: four patches and nine; three new prompts cost eight each.
     core.make(max_queue_patches=28, max_batch_patches=28)

@@ -203,6 +203,8 @@ def test_one_class_finds_its_background_and_the_manifest_decides_the_rest() -> N
         (masks(*dog, background_classes=(CAT,)), ("whole", "published", "none", 0.65)),
         (masks(*dog, has_head=True, zero_shot=own), ("whole", "fast", "none", 0.55)),
         (masks(*more, zero_shot=own), ("whole", "fine", "auto", 0.55)),
+        (masks(*more, zero_shot=own, background_threshold=0), ("whole", "fine", "none", 0.55)),
+        (masks(*more, zero_shot=own, background_classes=(CAT,)), ("whole", "fine", "none", 0.55)),
         (masks(*more, zero_shot=own, background="none"), ("whole", "fine", "none", 0.55)),
         (masks(*more, zero_shot=own, background_level=0), ("whole", "fine", "auto", 0)),
         (masks(*more, zero_shot=own, mode="slide"), ("slide", "published", "auto", 0.55)),

@@ -62,7 +62,8 @@ class SegmentOptions:
         quality: fast: edges follow the image's colours; fine: and the model also sees the image
             larger; published: as released. Default: the model's own.
         background: auto: pixels far below the class's largest cosine are background, and so is a
-            class that is absent. Default: auto for one class, else the model's own.
+            class that is absent. Default: auto for one class, the model's choice for several;
+            none with a threshold or background classes.
         background_level: For auto: the cosine that a pixel needs, from 0 for the least to 1 for the
             largest of its class.
         background_classes: Names that count as background, separated by commas.

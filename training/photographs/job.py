@@ -136,6 +136,7 @@ class PhotographsJob:
                 "features": "values",
                 "templates": "none",
                 "quality": "fast",
+                "background": "auto",
                 "least_cosine": 0.12,
             },
             "recipe": "photographs",

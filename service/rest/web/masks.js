@@ -37,7 +37,7 @@ export class Masks {
   // {name, file, region} of each example; its region is a point or a box in pixels of the file.
   #examples = [];
   #numShown = 0;
-  // The level of background as set by hand: 0 is none; null is the server's choice.
+  // The level of background as set by hand: 0 is none; null is the server's own level.
   #level = null;
 
   constructor(app) {
@@ -83,6 +83,7 @@ export class Masks {
   use(words, level = null) {
     this.words = words;
     this.#level = level;
+    $("#level").value = level ?? LEVEL;
     $("[name=by][value=words]").checked = true;
   }
 
@@ -133,7 +134,6 @@ export class Masks {
   #tell({ classes, background_share: rest }) {
     this.rows.tell(classes);
     $("#rest").value = rest ? `${(100 * rest).toFixed(0)} %` : "none";
-    $("#level").value = this.#level ?? (rest ? LEVEL : 0);
   }
 
   #draw() {
@@ -237,9 +237,9 @@ export class Masks {
     };
   }
 
-  /** Options of the background; with examples it is found by itself. */
+  /** Options of the background: a further word or example does not change that it is found. */
   #background() {
-    if (this.#level === null) return this.#usesExamples ? { background: "auto" } : {};
+    if (this.#level === null) return { background: "auto" };
     return this.#level ? { background: "auto", background_level: this.#level } : { background: "none" };
   }
 

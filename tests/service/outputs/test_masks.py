@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from model.general_words import GeneralWords
-from model.segmentation import Background
+from model.segmentation import Background, l2_normalize
 from service.images import Windows
 from service.messages import Segmentation, SegmentClass, SegmentImagesRequest
 from service.outputs.colours import class_color
@@ -171,6 +171,22 @@ def test_only_a_class_without_prompts_stands_for_the_members_of_its_name() -> No
         assert poodle.labels_HW.item() == label
 
 
+def test_a_larger_size_counts_as_much_as_the_first() -> None:
+    geometry = Geometry((1, 3), (1, 3))
+    parts = [
+        l2_normalize(np.abs(noise))
+        for noise in np.random.default_rng(0).normal(size=(2, 3, 3)).astype(np.float32)
+    ]
+    views = [SeenImage([{"values": part}], geometry) for part in parts]
+    asked = request(3, include_all_scores=True, size="patch")
+    found = run_slice(
+        segment_image(views, EYE, asked, MaskRules(features="values", temperature=1)), math.inf
+    )
+    assert found is not None
+    mean_KN = (parts[0] + parts[1]).T / 2
+    np.testing.assert_allclose(found[0].cosines_KHW, mean_KN[:, None], rtol=1e-5)
+
+
 def test_labels_count_from_one_and_background_is_zero() -> None:
     mask = segmented([EYE[:2]], EYE, Geometry((1, 2), (2, 4)), request(3))
     assert mask.labels_HW.tolist() == [[1, 1, 2, 2]] * 2
@@ -194,16 +210,17 @@ def test_background_by_itself_is_what_is_far_below_the_peak_of_a_class(
     windows: Windows | None, levels: tuple[float, float]
 ) -> None:
     # The second class is best at the last patch, by a small cosine: it is absent.
-    cosine_N2 = np.array([[1, 0], [0.8, 0], [0.6, 0], [0, 0.3]], np.float32)
+    cosine_N2 = np.array([[1, 0], [0.8, 0], [0.6, 0], *[[0, 0]] * 12, [0, 0.3]], np.float32)
     rest_N = np.sqrt(1 - np.square(cosine_N2).sum(axis=1))
     features_ND = np.concatenate([cosine_N2, rest_N[:, None]], axis=1)
     parts = [features_ND] if windows is None else list(features_ND[:, None])
-    geometry = Geometry((1, 4 // len(parts)), (1, 4), (14, 56), windows)
+    geometry = Geometry((1, 16 // len(parts)), (1, 16), (14, 224), windows)
     asked = request(2, background_level=levels[0], include_class_scores=True)
     mask = segmented(parts, EYE[:2], geometry, asked)
-    assert (mask.labels_HW.tolist(), mask.area_shares) == ([[1, 1, 0, 0]], (0.5, 0.5, 0))
+    assert mask.labels_HW.tolist() == [[1, 1, *[0] * 14]]
+    assert mask.area_shares == (7 / 8, 1 / 8, 0)
     assert 0.7 < mask.class_scores[0] < 0.9, "the background competes as well"
     assert mask.class_scores[1] == 0
     asked = request(1, 1, background_level=levels[1])
     mask = segmented(parts, np.array([[1, 0, 0], [1, 4, 0]], np.float32), geometry, asked)
-    assert mask.labels_HW.tolist() == [[1, 1, 1, 0]]
+    assert mask.labels_HW.tolist() == [[1, 1, 1, *[0] * 13]]

@@ -2,7 +2,7 @@
 
 `python examples/make_figure.py --output docs/images/first-light.jpg`; the ten photographs of the
 model card, each beside its mask, with `--data DATA --output docs/images/photographs.jpg`, from the
-data job's folder.
+data job's folder and Debian's package opencv-doc unpacked into its `debian/`.
 """
 
 import argparse

@@ -60,12 +60,12 @@ COMMANDS: Final = {
         ),
     ),
     "embed": Help(
-        "Write the embeddings of many images as Parquet.\n\n"
+        "Write the embeddings of many images as Parquet, or as an archive of NumPy.\n\n"
         "One row for each image with key, source, height, width and the outputs. Images that "
         "cannot be read are skipped and listed in a second file. Run an interrupted command again "
         "to continue where it stopped.",
         (
-            "photos/ -o photos.parquet",
+            "photos/ -o photos.npz",
             "'photos/**/*.jpg' -o photos.parquet --outputs cls1,patches --dtype float16",
             "photos/ -o photos.parquet --url grpc://localhost:8001",
             "shards/ -o embeddings/ --ray --workers 8 --gpus-per-worker 1",
@@ -111,7 +111,7 @@ COMMANDS: Final = {
     "search": Help(
         "Find the images of an embedded folder that are most similar to words or to an image.",
         (
-            'photos.parquet "a red car" --save found/',
+            'photos.npz "a red car" --save found/',
             "photos.parquet --image photo.jpg --top 20 --json",
         ),
     ),
@@ -171,8 +171,8 @@ SUMMARY: Final = (
 )
 EXAMPLES: Final = (
     'segment photo.jpg --classes "dog, grass" -o mask.png',
-    "embed photos/ -o photos.parquet",
-    'search photos.parquet "a red car"',
+    "embed photos/ -o photos.npz",
+    'search photos.npz "a red car"',
     "embed photos/ -o photos.parquet --url http://localhost:8000",
     "serve --model google/tipsv2-b14",
     "--install-completion",

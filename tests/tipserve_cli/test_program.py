@@ -118,7 +118,7 @@ def test_system_errors_become_messages(
     assert capsys.readouterr().err == sentence
 
 
-def test_a_missing_package_is_named_and_coco_csv_and_grpc_need_none(
+def test_a_missing_package_is_named_and_npz_coco_csv_and_grpc_need_none(
     fake: Fake,
     image: Path,
     tmp_path: Path,
@@ -131,6 +131,10 @@ def test_a_missing_package_is_named_and_coco_csv_and_grpc_need_none(
     monkeypatch.setattr(installation, "IS_CLONE", False)
     assert main(["embed", "a", "-o", "b.parquet"]) == FAILED
     assert "Run: pip install 'tipserve[cli]'\n" in capsys.readouterr().err
+    archive = str(tmp_path / "a.npz")
+    assert main(["embed", str(image), "-o", archive]) == 0
+    assert main(["search", archive, "a dog"]) == 0
+    assert capsys.readouterr().out.endswith(f"1.0000  {image}\n")
     given = [str(image), "--classes=dog"]
     assert main(["segment", *given, "--format=coco", f"-o={tmp_path / 'a.json'}"]) == 0
     assert main(["classify", *given, f"-o={tmp_path / 'a.csv'}"]) == 0

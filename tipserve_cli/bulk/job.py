@@ -42,7 +42,7 @@ RECORD_VERSION: Final = 2
 RECORD_NAME: Final = "_tipserve.json"
 LOCK_NAME: Final = "_lock"
 ERRORS_NAME: Final = "_errors"
-PART_NAME: Final = re.compile(r"part-(\d+)\.(?:parquet|jsonl)")
+PART_NAME: Final = re.compile(r"part-(\d+)\.(?:parquet|npz|jsonl)")
 # Sections of the record, and what a difference in one means.
 DIFFERENCES: Final = {
     "version": "by another version",

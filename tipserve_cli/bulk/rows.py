@@ -8,68 +8,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.files import atomic_file
-from model.image_codec import upright_size
-from tipserve_cli.bulk.inputs import InputImage, readable
-from tipserve_cli.bulk.job import Job, JobFolder, Row, Task
-from tipserve_client import Client
+from tipserve_cli.bulk.job import Job, JobFolder, Row
+from tipserve_cli.bulk.vectors import GRIDS, RECORD_KEY, Dtype, EmbedTask
 from tipserve_client.results import FloatArray
 
-Dtype = Literal["float32", "float16"]
-GRIDS: Final = ("patches", "values")
-METADATA_KEY: Final = "tipserve"
 # Rows are written in groups of this size, because patch embeddings of a part can be gigabytes.
 GROUP_BYTES: Final = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedTask(Task):
-    """Embeds images.
+class ParquetTask(EmbedTask):
+    """Writes Parquet: a row for each image."""
 
-    Attributes:
-        outputs: Names of the embeddings.
-        dtype: Number format in the output.
-        part_items: Images of a part.
-    """
-
-    outputs: tuple[str, ...]
-    dtype: Dtype
-    part_items: int
     suffix: str = ".parquet"
-
-    def options(self) -> dict[str, Any]:
-        """The request, and how inputs are read and rows written."""
-        return {
-            **self.request,
-            "outputs": list(self.outputs),
-            "dtype": self.dtype,
-            "image_column": self.columns.image,
-            "key_column": self.columns.key,
-            "part_items": self.part_items,
-        }
-
-    def row(self, client: Client, image: InputImage) -> dict[str, Any]:
-        """The columns of an image: its size in pixels after EXIF rotation, and its embeddings."""
-        content = image.read()
-        asked: dict[str, Any] = {**self.asked, "outputs": self.outputs}
-        (found,) = client.embed_images(content, **asked)
-        height, width = upright_size(content)
-        columns: dict[str, Any] = {**self.name(image), "height": height, "width": width}
-        for name in self.outputs:
-            columns[name] = getattr(found, name)
-            if name in GRIDS:
-                columns["grid_height"], columns["grid_width"], _ = columns[name].shape
-        return columns
-
-    def name(self, image: InputImage) -> dict[str, str]:
-        """Key and source."""
-        return {"key": readable(image.key), "source": readable(image.source)}
 
     def write(self, file: Path, rows: Iterator[Row], job: Job) -> None:
         """Write the rows in groups."""
@@ -81,7 +39,7 @@ class EmbedTask(Task):
     def stored_record(self, file: Path) -> object:
         """The record in the schema."""
         with suppress(OSError, ValueError, KeyError, TypeError):
-            return json.loads(pq.read_schema(file).metadata[METADATA_KEY.encode()])
+            return json.loads(pq.read_schema(file).metadata[RECORD_KEY.encode()])
         return None
 
     def join(self, folder: JobFolder, file: Path | None) -> str:
@@ -101,7 +59,7 @@ class EmbedTask(Task):
         return f"{num_rows} rows"
 
     def _schema(self, job: Job) -> pa.Schema:
-        metadata = {METADATA_KEY: json.dumps(job.record())}
+        metadata = {RECORD_KEY: json.dumps(job.record())}
         return row_schema(self.outputs, job.model["embed_dim"], self.dtype, metadata)
 
 

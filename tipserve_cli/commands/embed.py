@@ -27,10 +27,11 @@ from tipserve_cli.program import DONE, DONE_WITH_SKIPPED_IMAGES
 EMBEDDINGS: Final = Parameter(group="Embeddings")
 INPUTS: Final = Parameter(group="Inputs")
 IMAGE_OUTPUTS: Final = ("patches", "values", "cls1", "cls2")
-SUFFIX: Final = ".parquet"
+TABLE: Final = ".parquet"
+ARCHIVE: Final = ".npz"
 # A folder with such a suffix is most likely a mistake: the user expects a file of this format.
 OTHER_FORMATS: Final = {
-    *(".arrow", ".csv", ".feather", ".h5", ".hdf5", ".json", ".jsonl", ".npy", ".npz", ".pickle"),
+    *(".arrow", ".csv", ".feather", ".h5", ".hdf5", ".json", ".jsonl", ".npy", ".pickle"),
     *(".pkl", ".pq", ".pt", ".safetensors", ".tar", ".tsv", ".txt", ".zip"),
 }
 
@@ -41,8 +42,9 @@ class EmbedOptions:
     """Options of the command, apart from those of the model.
 
     Attributes:
-        output: A .parquet file, or a folder for one file per part; a folder may be the URL of an
-            object store, such as s3://bucket/embeddings (extra `stores`).
+        output: A .parquet file, or a folder for one Parquet file per part (extra `cli`); a folder
+            may be the URL of an object store, such as s3://bucket/embeddings (extra `stores`). Or
+            an .npz file of NumPy for cls1 and cls2, which needs no extra.
         overwrite: Delete an existing output and start again.
         allow_bad_items: Exit with 0 even if images were skipped.
         outputs: patches, values, cls1, cls2; separated by commas.
@@ -87,14 +89,14 @@ def run(
         cluster: For --ray.
         model: Here, or on a server.
     """
-    # Imported here, because they need the extra `cli`, and help needs none.
+    # Imported here, because they are slow to import, and help needs none.
     from tipserve_cli.bulk.inputs import find_inputs  # noqa: PLC0415
     from tipserve_cli.bulk.job import run_here  # noqa: PLC0415
 
     _check_output(options.output)
     task = job_task(options, model)
     inputs = find_inputs(paths, sys.stdin, options.part_items)
-    is_file = Path(options.output).suffix.lower() == SUFFIX
+    is_file = _suffix(options.output) in {TABLE, ARCHIVE}
     output = {"output": options.output, "is_file": is_file, "overwrite": options.overwrite}
     if cluster.ray is None:
         status = run_here(task, inputs, model, **output)
@@ -107,42 +109,55 @@ def run(
     return DONE if is_allowed else status
 
 
+def _suffix(output: str) -> str:
+    return Path(output).suffix.lower()
+
+
 def _check_output(name: str) -> None:
     """Check that the name of the output fits what is written."""
-    output = Path(name)
-    suffix = output.suffix.lower()
-    if is_url(name) and suffix == SUFFIX:
+    output, suffix = Path(name), _suffix(name)
+    if is_url(name) and suffix in {TABLE, ARCHIVE}:
         raise UsageError(
             f"--output {name}: give a folder of the store; each part is an object in it."
         )
-    if suffix == SUFFIX and output.is_dir():
+    if suffix in {TABLE, ARCHIVE} and output.is_dir():
         raise UserError(f"{output} is a folder; give a file name, or another folder.")
     if suffix in OTHER_FORMATS and not output.is_dir():
         raise UsageError(
-            f"--output {output.name}: only Parquet is supported. Give a file name that ends in "
-            f"{SUFFIX}, or a folder."
+            f"--output {output.name}: only Parquet and NumPy archives are supported. Give a file "
+            f"name that ends in {TABLE} or {ARCHIVE}, or a folder."
         )
 
 
 def job_task(options: EmbedOptions, model: ModelOptions) -> Any:
     """The task of the job."""
     from tipserve_cli.bulk.inputs import Columns  # noqa: PLC0415
-    from tipserve_cli.bulk.rows import EmbedTask  # noqa: PLC0415
 
     names = tuple(dict.fromkeys(n.strip() for n in options.outputs.split(",") if n.strip()))
     unknown = [name for name in names if name not in IMAGE_OUTPUTS]
     if unknown or not names:
         known = ", ".join(IMAGE_OUTPUTS)
         raise UsageError(f"--outputs {options.outputs!r} is invalid; choose from {known}.")
-    return EmbedTask(
-        outputs=names,
-        dtype=options.dtype,
-        columns=Columns(image=options.image_column, key=options.key_column),
-        part_items=options.part_items,
-        request={
+    asked: dict[str, Any] = {
+        "outputs": names,
+        "dtype": options.dtype,
+        "columns": Columns(image=options.image_column, key=options.key_column),
+        "part_items": options.part_items,
+        "request": {
             "normalize": options.normalize,
             "resolution": options.resolution,
             "fit": options.fit,
         },
-        model=model.served_name,
-    )
+        "model": model.served_name,
+    }
+    if _suffix(options.output) == ARCHIVE:
+        from tipserve_cli.bulk.vectors import GRIDS, ArchiveTask  # noqa: PLC0415
+
+        if grids := [name for name in names if name in GRIDS]:
+            raise UsageError(
+                f"--outputs {grids[0]}: only cls1 and cls2 fit into {ARCHIVE}; use {TABLE}."
+            )
+        return ArchiveTask(**asked)
+    from tipserve_cli.bulk.rows import ParquetTask  # noqa: PLC0415 - needs the extra `cli`
+
+    return ParquetTask(**asked)

@@ -10,9 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final
+from zipfile import BadZipFile
 
 import numpy as np
 from cyclopts import Parameter
+from numpy.typing import NDArray
 
 from model.files import atomic_write
 from model.segmentation import l2_normalize
@@ -26,6 +28,10 @@ from tipserve_client.results import FloatArray
 ROWS_AT_ONCE: Final = 4096
 # Inputs of `tipserve embed` that hold several images.
 CONTAINERS: Final = (".parquet", ".tar")
+# Of a file: names of columns, widths of those with embeddings, and the record as JSON.
+Description = tuple[set[str], dict[str, int], str | bytes]
+# Of some rows: keys, sources and embeddings.
+Batch = tuple[NDArray[Any], NDArray[Any], FloatArray]
 
 
 @as_help
@@ -60,7 +66,7 @@ def run(
     """Run the command; returns the exit status.
 
     Args:
-        file: A .parquet file, or a folder of parts, from `tipserve embed`.
+        file: A .parquet or .npz file, or a folder of parts, from `tipserve embed`.
         text: Words to find.
         options: Of the command.
         model: Here, or on a server.
@@ -117,6 +123,36 @@ def _save(found: Sequence[dict[str, Any]], folder: Path) -> None:
 
 def _read_record(file: Path, column: str) -> tuple[dict[str, Any], int]:
     """The record of the job that wrote a file, and the width of the embeddings in a column."""
+    if _is_archive(file):
+        names, widths, stored = _describe_archive(file)
+    else:
+        names, widths, stored = _describe_table(file)
+    if not {"key", "source"} <= names:
+        raise UserError(f"{file} is no output of `tipserve embed`.")
+    if column not in widths:
+        known = ", ".join(widths) or "none"
+        raise UserError(f"{file} has no embeddings {column!r}; choose a --column from {known}.")
+    record: dict[str, Any] = {}
+    with suppress(TypeError, ValueError):
+        record = json.loads(stored)
+    return record, widths[column]
+
+
+def _is_archive(file: Path) -> bool:
+    return file.suffix.lower() == ".npz"
+
+
+def _describe_archive(file: Path) -> Description:
+    try:
+        with np.load(file) as stored:
+            columns = dict(stored)
+    except (OSError, ValueError, BadZipFile) as error:
+        raise UserError(f"{file} cannot be read as an archive of NumPy.") from error
+    widths = {name: array.shape[1] for name, array in columns.items() if array.ndim == 2}
+    return set(columns), widths, str(columns.get("tipserve", ""))
+
+
+def _describe_table(file: Path) -> Description:
     # Imported here, because they are of the extra `cli`, and help needs none.
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
@@ -125,16 +161,12 @@ def _read_record(file: Path, column: str) -> tuple[dict[str, Any], int]:
         schema = pq.read_schema(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as Parquet.") from error
-    if not {"key", "source"} <= set(schema.names):
-        raise UserError(f"{file} is no output of `tipserve embed`.")
-    vectors = [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
-    if column not in vectors:
-        known = ", ".join(vectors) or "none"
-        raise UserError(f"{file} has no embeddings {column!r}; choose a --column from {known}.")
-    record: dict[str, Any] = {}
-    with suppress(KeyError, TypeError, ValueError):
-        record = json.loads(schema.metadata[b"tipserve"])
-    return record, schema.field(column).type.list_size
+    widths = {
+        field.name: field.type.list_size
+        for field in schema
+        if pa.types.is_fixed_size_list(field.type)
+    }
+    return set(schema.names), widths, (schema.metadata or {}).get(b"tipserve", b"")
 
 
 def _check_model(file: Path, before: dict[str, Any], width: int, model: ModelInfo) -> None:
@@ -151,15 +183,25 @@ def _scored(
     files: Sequence[Path], column: str, unit_D: FloatArray, num_images: int
 ) -> Iterator[dict[str, Any]]:
     """The best images of each batch of rows."""
+    for file in files:
+        batches = _archive_batches(file, column) if _is_archive(file) else _batches(file, column)
+        for keys_N, sources_N, rows_ND in batches:
+            scores_N = l2_normalize(rows_ND.astype(np.float32)) @ unit_D
+            for row in np.argsort(-scores_N, kind="stable")[:num_images]:
+                names = {"key": str(keys_N[row]), "source": str(sources_N[row])}
+                yield {"score": float(scores_N[row]), **names}
+
+
+def _archive_batches(file: Path, column: str) -> Iterator[Batch]:
+    with np.load(file) as stored:
+        yield stored["key"], stored["source"], stored[column]
+
+
+def _batches(file: Path, column: str) -> Iterator[Batch]:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    for file in files:
-        columns = ["key", "source", column]
-        for batch in pq.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=columns):
-            flat = batch.column(column).flatten().to_numpy(zero_copy_only=False)
-            rows_ND = flat.astype(np.float32).reshape(batch.num_rows, -1)
-            scores_N = l2_normalize(rows_ND) @ unit_D
-            best = np.argsort(-scores_N, kind="stable")[:num_images]
-            names = batch.select(["key", "source"]).take(best).to_pylist()
-            for score, name in zip(scores_N[best].tolist(), names, strict=True):
-                yield {"score": score, **name}
+    columns = ["key", "source", column]
+    for batch in pq.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=columns):
+        keys_N, sources_N = (batch.column(name).to_numpy(False) for name in columns[:2])
+        flat = batch.column(column).flatten().to_numpy(zero_copy_only=False)
+        yield keys_N, sources_N, flat.reshape(batch.num_rows, -1)

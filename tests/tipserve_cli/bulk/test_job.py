@@ -24,7 +24,7 @@ from tipserve_cli.bulk.job import (
     locked_folder,
     run_job,
 )
-from tipserve_cli.bulk.rows import EmbedTask
+from tipserve_cli.bulk.rows import ParquetTask
 from tipserve_cli.engine import Engine, UserError
 from tipserve_client import Client, TipserveError
 from tipserve_client.requests import Request
@@ -82,7 +82,7 @@ def make_job(
     outputs: tuple[str, ...] = ("cls1",),
     **options: Any,
 ) -> Job:
-    task = EmbedTask(
+    task = ParquetTask(
         outputs=outputs, dtype="float32", columns=Columns(), part_items=part_items,
         request={"resolution": None, **options},
     )  # fmt: skip

@@ -33,9 +33,10 @@ WRONG_LINE_HERE = [
         "runtime: Input should be 'auto', 'onnx', 'openvino', 'tensorrt' or 'torch'",
     ),
     ("embed . -o=x.parquet --outputs=cls3", "--outputs 'cls3' is invalid"),
-    ("embed . -o=x.csv", "Give a file name that ends in .parquet, or a folder"),
+    ("embed . -o=x.csv", "name that ends in .parquet or .npz, or a folder"),
+    ("embed . -o=x.npz --outputs=cls1,patches", "--outputs patches: only cls1 and cls2 fit into"),
     ("embed memory://x -o=s3://bucket/x.parquet", "give a folder of the store"),
-    ("embed memory://x -o=s3://bucket/x.csv", "only Parquet is supported"),
+    ("embed memory://x -o=s3://bucket/x.csv", "only Parquet and NumPy archives are supported"),
     ("bench", "name a running server"),
     ("bench --url=grpc://localhost:8001", "name a running server"),
 ]
@@ -56,6 +57,8 @@ WRONG = [
     ("search e.parquet --image=no.png", "no.png: No such file"),
     ("search e.parquet a --column=cls2", "no embeddings 'cls2'; choose a --column from cls1."),
     ("search image.png a", "image.png cannot be read as Parquet."),
+    ("search image.npz a", "image.npz cannot be read as an archive of NumPy."),
+    ("search other.npz a", "other.npz is no output of `tipserve embed`."),
     ("search none.parquet a", "none.parquet cannot be read as Parquet."),
     ("search other.parquet a", "other.parquet is no output of `tipserve embed`."),
     ("search . a", ". has no parts"),
@@ -130,6 +133,8 @@ def folder(image: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Image.fromarray(np.ones((40, 60), np.uint8)).save(folder / name / "0.png")
     write_embeddings(Path("e.parquet"), ["a.jpg"])
     pq.write_table(pa.table({"cls1": [[1.0, 0, 0, 0]]}), "other.parquet")
+    (folder / "image.npz").write_bytes(image.read_bytes())
+    np.savez("other.npz", cls1=np.zeros((1, 4)))
     return folder
 
 

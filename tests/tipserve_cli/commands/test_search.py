@@ -19,6 +19,17 @@ VECTORS = {
     "d.jpg": [0, 0, 0, 0],
 }
 
+RECORD = {"options": {"resolution": 56, "fit": "aspect"}}
+
+
+def write_archive(file: Path, **record: Any) -> Path:
+    """The same as an archive of NumPy."""
+    names = list(VECTORS)
+    known = json.dumps({**RECORD, **record})
+    vectors = np.array(list(VECTORS.values()), np.float16)
+    np.savez(file, key=names, source=[f"x/{name}" for name in names], cls1=vectors, tipserve=known)
+    return file
+
 
 def write_embeddings(file: Path, names: list[str], **record: Any) -> Path:
     """A file as `tipserve embed` writes it."""
@@ -27,7 +38,7 @@ def write_embeddings(file: Path, names: list[str], **record: Any) -> Path:
         for name, vector in VECTORS.items()
         if name in names
     ]
-    known = {"options": {"resolution": 56, "fit": "aspect"}, **record}
+    known = {**RECORD, **record}
     schema = row_schema(("cls1",), 4, "float16", {"tipserve": json.dumps(known)})
     pq.write_table(to_table(rows, schema), file)
     return file
@@ -41,7 +52,8 @@ def test_the_best_images_are_printed_with_scores(
     folder.mkdir()
     write_embeddings(folder / "part-00000.parquet", ["a.jpg", "c.jpg"])
     write_embeddings(folder / "part-00001.parquet", ["b.jpg", "d.jpg"])
-    for place in (file, folder):
+    archive = write_archive(tmp_path / "e.npz")
+    for place in (file, folder, archive):
         assert main(["search", str(place), "a dog"]) == DONE
         assert capsys.readouterr().out.splitlines() == [
             "1.0000  c.jpg",
@@ -49,18 +61,19 @@ def test_the_best_images_are_printed_with_scores(
             "0.2425  a.jpg",
             "0.0000  d.jpg",
         ]
-    arguments = ["search", str(file), "--image", str(image), "--top=2", "--json"]
-    assert main(arguments) == DONE
-    found = json.loads(capsys.readouterr().out)
-    assert [(one["key"], one["source"]) for one in found] == [
-        ("c.jpg", "x/c.jpg"),
-        ("b.jpg", "x/b.jpg"),
-    ]
-    assert found[1]["score"] == pytest.approx(0.5**0.5)
-    text, _, query = fake.requests
-    assert text.texts == ("a dog",)
-    # The image of a query is resized as the others were.
-    assert query.fields == {"outputs": ["cls1"], "resolution": 56, "fit": "aspect"}
+    assert [request.texts for request in fake.requests] == [("a dog",)] * 3
+    for place in (file, archive):
+        arguments = ["search", str(place), "--image", str(image), "--top=2", "--json"]
+        assert main(arguments) == DONE
+        found = json.loads(capsys.readouterr().out)
+        assert [(one["key"], one["source"]) for one in found] == [
+            ("c.jpg", "x/c.jpg"),
+            ("b.jpg", "x/b.jpg"),
+        ]
+        assert found[1]["score"] == pytest.approx(0.5**0.5)
+        # The image of a query is resized as the others were.
+        asked = {"outputs": ["cls1"], "resolution": 56, "fit": "aspect"}
+        assert fake.requests[-1].fields == asked
 
 
 def test_the_images_found_are_copied_by_rank(
@@ -91,6 +104,9 @@ def test_embeddings_of_another_model_are_refused(
     assert main(["search", str(file), "a"]) == FAILED
     error = capsys.readouterr().err
     assert "was embedded by other, and the query would be by fake; choose the same" in error
+    archive = write_archive(tmp_path / "e.npz", model=model)
+    assert main(["search", str(archive), "a"]) == FAILED
+    assert "was embedded by other" in capsys.readouterr().err
     assert not fake.requests
     assert (
         main(["search", str(write_embeddings(file, ["a.jpg"], model={"fingerprint": "x"})), "a"])

@@ -271,7 +271,7 @@ def load_lanes(package: ModelPackage, settings: Settings, source: ModelSource) -
         "seconds": {bucket.label: round(s, 6) for bucket, s in loaded.seconds.items()},
         "peak_bytes": {bucket.label: peak for bucket, peak in loaded.peaks.items()},
     }
-    logger.info("measured", extra={"fields": fields})
+    logger.debug("measured", extra={"fields": fields})
     return loaded
 
 

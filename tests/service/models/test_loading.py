@@ -1,5 +1,6 @@
 """Served shapes and dense heads, lanes that fit the memory, and limits of batches."""
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +147,15 @@ def machine(monkeypatch: pytest.MonkeyPatch, manifest: Manifest, make_settings: 
     monkeypatch.setattr(sizing, "weight_bytes", lambda *_: (MB, 0))
     monkeypatch.setattr(loading, "choose_runtime", lambda *_: made.choice)
     return made
+
+
+def test_what_was_measured_is_logged_for_debugging_only(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        machine.load()
+    (measured,) = [record for record in caplog.records if record.getMessage() == "measured"]
+    assert measured.levelno == logging.DEBUG
 
 
 def test_lanes_and_batches_fit_the_memory_that_the_first_lane_uses(machine: Machine) -> None:

@@ -125,7 +125,8 @@ class DirectRoutes:
 def build_framework_app(routes: list[BaseRoute]) -> FastAPI:
     """FastAPI with all routes and the documents, without API keys and limits."""
     app = FastAPI(
-        title="tipserve",
+        # A generator of clients names a package by it: `tipserve_client` is ours.
+        title="tipserve API",
         version=release(),
         description=DESCRIPTION,
         # Relative to the document, also behind a proxy that serves it below a path.

@@ -20,6 +20,8 @@ from tests.tools import TOOLS, find_tool, miss
 
 KEY: Final = "the-key-of-this-test"
 NODE_MODULES: Final = TOOLS.parent / "openapi" / "node_modules"
+# The generator's name for the package, by the document's title; `tipserve_client` is ours.
+GENERATED: Final = "tipserve_api_client"
 TYPESCRIPT: Final = Path(__file__).with_name("generated_client.ts")
 # The generator knows bodies of bytes by this media type only.
 PYTHON_CONFIG: Final = {"content_type_overrides": {"image/*": "application/octet-stream"}}
@@ -87,11 +89,11 @@ async def test_a_typescript_client(serving: Serving, encode_image: Encode, tmp_p
 def call_by_python(folder: Path, url: str, image: bytes) -> dict[str, Any]:
     """Answers of the generated client as dictionaries, by how they were asked for."""
     (folder / "config.json").write_text(json.dumps(PYTHON_CONFIG))
-    flags = ["--config=config.json", "--meta=none", "--output-path=generated", "--fail-on-warning"]
+    flags = ["--config=config.json", "--meta=none", "--fail-on-warning"]
     run(folder, [find_tool("openapi-python-client"), "generate", "--path=openapi.json", *flags])
 
     def load(name: str) -> Any:
-        return importlib.import_module(f"generated.{name}")
+        return importlib.import_module(f"{GENERATED}.{name}")
 
     models, types, embed = load("models"), load("types"), load("api.images.embed_images")
     outputs, fit = models.EmbedImagesBodyOutputsItem, models.EmbedImagesBodyFit.ASPECT
@@ -127,7 +129,7 @@ async def test_a_python_client(
     monkeypatch.syspath_prepend(tmp_path)
     async with serving(api_keys=KEY) as server:
         answers, expected = await answers_of(call_by_python, server, tmp_path, image)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "generated"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] == GENERATED]:
         monkeypatch.delitem(sys.modules, name)
     for name in ("json", "form", "raw"):
         assert answers[name] == expected

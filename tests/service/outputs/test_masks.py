@@ -183,6 +183,7 @@ def test_a_larger_size_counts_as_much_as_the_first() -> None:
         segment_image(views, EYE, asked, MaskRules(features="values", temperature=1)), math.inf
     )
     assert found is not None
+    assert found[0].cosines_KHW is not None
     mean_KN = (parts[0] + parts[1]).T / 2
     np.testing.assert_allclose(found[0].cosines_KHW, mean_KN[:, None], rtol=1e-5)
 
@@ -218,7 +219,7 @@ def test_background_by_itself_is_what_is_far_below_the_peak_of_a_class(
     asked = request(2, background_level=levels[0], include_class_scores=True)
     mask = segmented(parts, EYE[:2], geometry, asked)
     assert mask.labels_HW.tolist() == [[1, 1, *[0] * 14]]
-    assert mask.area_shares == (7 / 8, 1 / 8, 0)
+    assert mask.area_shares == (7 / 8, 1 / 8, 0.0)
     assert 0.7 < mask.class_scores[0] < 0.9, "the background competes as well"
     assert mask.class_scores[1] == 0
     asked = request(1, 1, background_level=levels[1])

@@ -129,9 +129,12 @@ class App {
     $("#controls").addEventListener("click", () => this.writeLink());
   }
 
+  /** Open the first image of what was dropped or pasted; a browser may not know HEIC's type. */
   #openFirst(files) {
-    const image = [...files].find(({ type }) => type.startsWith("image/"));
+    const [first] = files;
+    const image = [...files].find(({ name, type }) => type.startsWith("image/") || /\.hei[cf]$/i.test(name));
     if (image) this.#openOwn(image);
+    else if (first) say(`${first.name} is not an image. Open a JPEG, PNG, WebP, GIF, BMP, TIFF or HEIC file.`, true);
   }
 
   /** Open an image of the user, for which the words of an example are none. */

@@ -28,12 +28,25 @@ const withOptions = (request, options) => {
   return { ...request, [part]: { ...request[part], ...options } };
 };
 
+/** A file in COCO's format of an answer with instances, for the image of that name. */
+function cocoOf({ height, width, classes, instances }, name) {
+  const annotations = instances.map(({ label, ...rest }, index) =>
+    ({ id: index + 1, image_id: 1, category_id: label, iscrowd: 0, ...rest }));
+  return {
+    images: [{ id: 1, file_name: name, height, width }],
+    categories: classes.map(({ label, name: one }) => ({ id: label, name: one })),
+    annotations,
+  };
+}
+
 export class Masks {
   #latest = new Latest();
   // {height, width, classes, background_share} of the answer that is shown.
   #mask = null;
   // Cosines of one class: {height, width, values}.
   #heat = null;
+  // The image of what is shown.
+  #file = null;
   // {name, file, region} of each example; its region is a point or a box in pixels of the file.
   #examples = [];
   #numShown = 0;
@@ -94,17 +107,24 @@ export class Masks {
 
   /** Ask for the mask of the image, the classes and the options as they are. */
   refresh() {
+    if (this.#file !== this.app.file) this.#forget();
+    this.#file = this.app.file;
     // First, since the form can change while the server computes.
     const answered = this.#isReady && this.#latest.run((signal) =>
       this.#showsHeat ? this.#loadHeat(signal) : this.#load(signal));
     this.#arrange();
     if (answered) return answered;
     this.#latest.abort();
+    this.#forget();
+    if (this.app.file) this.app.stage.prepare();
+  }
+
+  /** Take away what was shown. */
+  #forget() {
     this.#mask = this.#heat = null;
     this.rows.tell(null);
     $("#rest").value = $("#reading").textContent = "";
     this.app.stage.clear();
-    if (this.app.file) this.app.stage.prepare();
   }
 
   /** Show a fast mask first, where a fine one is asked for. */
@@ -195,14 +215,14 @@ export class Masks {
     input.value = "";
     if (!added.length) return;
     this.words = [...new Set([...this.words, ...added])];
-    this.refresh();
+    this.app.refresh();
   }
 
   #remove(index) {
     const without = (list) => list.filter((_, at) => at !== index);
     if (this.#usesExamples) this.#examples = without(this.#examples);
     else this.words = without(this.words);
-    this.refresh();
+    this.app.refresh();
     $(this.#usesExamples ? "[name=by]:checked" : "#classes-input").focus();
   }
 
@@ -286,7 +306,8 @@ export class Masks {
     const isReady = this.#isReady;
     const files = [
       { label: "Save mask", id: "save-png", suffix: "mask.png", request: isReady && !isElsewhere && request("image/png", {}) },
-      { label: "Save COCO", id: "save-coco", suffix: "mask.json", request: isReady && request("application/json", { format: "rle", include_instances: true }) },
+      { label: "Save COCO", id: "save-coco", suffix: "coco.json", request: isReady && request("application/json", { format: "rle", include_instances: true }),
+        convert: ({ data: [found] }) => cocoOf(found, this.app.file.name) },
     ];
     const curl = isReady && !isElsewhere && (async () => (this.#showsHeat
       ? { ...withOptions(await this.#request(this.rows.alone ?? 0), { format: "heatmap" }), accept: "image/png", output: "heatmap.png" }

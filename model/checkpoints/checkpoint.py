@@ -15,6 +15,7 @@ from transformers import (
     Tipsv2Model,
     Tipsv2Tokenizer,
 )
+from transformers.core_model_loading import revert_weight_conversion
 
 from model.encoder import Tipsv2Encoder, quiet_transformers
 from model.package import PICKLES, sha256
@@ -116,6 +117,8 @@ def load_weights(
             )
     except Exception as error:  # a damaged file can raise anything
         raise _error(path, f"cannot be loaded as {kind.__name__} ({error})") from error
+    if not isinstance(source, Path):
+        found = _as_in_source(found, source, model)
     problems = [
         f"{text} {name_some(key if isinstance(key, str) else str(key[0]) for key in found[field])}"
         for field, text in PROBLEMS.items()
@@ -123,11 +126,30 @@ def load_weights(
     ]
     if problems:
         raise _error(path, f"{' and '.join(problems)}; it is not a complete {kind.__name__}")
-    for name, tensor in model.state_dict().items():
+    tensors = model.state_dict() if isinstance(source, Path) else source
+    for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise _error(path, f"has NaN or infinite values in {name!r}")
     loaded: Model = model
     return loaded
+
+
+def _as_in_source(
+    found: Mapping[str, Any], source: Mapping[str, Tensor], model: PreTrainedModel
+) -> dict[str, Any]:
+    """The same problems, by the names that the tensors had before transformers mapped them."""
+    expected = revert_weight_conversion(model, model.state_dict())
+    named = {
+        "missing_keys": expected.keys() - source.keys(),
+        "unexpected_keys": source.keys() - expected.keys(),
+        "mismatched_keys": [
+            name
+            for name in expected.keys() & source.keys()
+            if expected[name].shape != source[name].shape
+        ],
+    }
+    # Tensors that transformers does not ask for are no problem, and one that it renames is known.
+    return {**found, **{field: named[field] or found[field] for field in named if found[field]}}
 
 
 def _error(path: Path, what: str) -> CheckpointError:

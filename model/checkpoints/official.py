@@ -29,6 +29,8 @@ TEMPERATURES: Final = ("temperature", "temperature_contrastive")
 GAMMA: Final = re.compile(r"blocks\.\d+\.ls[12]\.gamma")
 # Width of an attention head, which the files do not state: 72 in SO400m, 64 in all other releases.
 HEAD_WIDTHS: Final = (64, 72)
+# Names of released files begin so: tips_v2_oss_g14_vision.npz.
+SIZE_IN_NAME: Final = re.compile(r"tips_(?:v2_)?oss_((?:s|b|l|g|so|so400m)14)_")
 AS_RELEASED: Final = "use the files as they were released"
 
 
@@ -62,6 +64,8 @@ def read_pair(folder: Path) -> tuple[Tipsv2Model, str, dict[str, JsonValue]]:
             f"{AS_RELEASED}"
         )
     config = pair_config(folder, vision, text, learnt.item())
+    for path in paths:
+        _check_name(path, variant_name(config))
     tower, _ = tower_configs(config)
     has_gammas = any(GAMMA.fullmatch(name) for name in vision)
     if not has_gammas:
@@ -81,6 +85,16 @@ def read_pair(folder: Path) -> tuple[Tipsv2Model, str, dict[str, JsonValue]]:
     }
     model = load_weights(Tipsv2Model, weights, config, path=folder)
     return model, variant_name(config), origin
+
+
+def _check_name(path: Path, variant: str) -> None:
+    """Refuse a file whose name says another released size than its arrays have."""
+    said = SIZE_IN_NAME.match(path.name)
+    if said is not None and said[1].replace("so14", "so400m14") != variant:
+        raise CheckpointError(
+            f"{path} is named as {said[1]} and holds a model of size {variant}; download it again, "
+            "or rename the file if it is yours"
+        )
 
 
 def _one(folder: Path, suffix: str) -> Path:

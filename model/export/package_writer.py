@@ -48,8 +48,9 @@ def write_package(
         # The gate loads the graphs as the server does, which needs a manifest.
         first = write_manifest(staging, content.draft)
         dense = dense_reference(content.dense)
-        progress("recording outputs of the model, for servers to compare with")
-        write_recorded(*recorded_reference(content.encoder, first, dense=dense), staging)
+        progress("recording what the model computes, for servers to compare with")
+        recorded = recorded_reference(content.encoder, first, dense=dense, progress=progress)
+        write_recorded(*recorded, staging)
         reference = run_reference(
             content.encoder, first, dense=dense, is_thorough=is_thorough, progress=progress
         )

@@ -6,9 +6,11 @@ was traced.
 Shapes: B batch, N patches, L tokens, D embedding width, K classes, P prompts, H W pixels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Final
+from itertools import islice
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -38,10 +40,16 @@ DENSE_FIELDS: Final[dict[DenseTask, str]] = {
 }
 # If the best two cosines of a pixel differ by less, either class is a good answer.
 CLEAR_MARGIN: Final = 0.01
+# Prompts of one step of the progress.
+PROMPTS_AT_ONCE: Final = 32
 
 
 def recorded_reference(
-    encoder: Encoder, package: ModelPackage, *, dense: DenseReference | None = None
+    encoder: Encoder,
+    package: ModelPackage,
+    *,
+    dense: DenseReference | None = None,
+    progress: Progress = lambda _: None,
 ) -> tuple[Reference, Thumbnails]:
     """Run the encoder on what a package keeps for `model.parity.recorded`; see `run_model`.
 
@@ -53,7 +61,10 @@ def recorded_reference(
     thumbnails = gate_thumbnails()
     side = manifest.map_side(manifest.native_size) if dense else manifest.native_size
     images = enlarged(thumbnails, (side, side))
-    return run_model(encoder, package, images=[images], texts=[text], dense=dense), thumbnails
+    reference = run_model(
+        encoder, package, images=[images], texts=[text], dense=dense, progress=progress
+    )
+    return reference, thumbnails
 
 
 @torch.no_grad()
@@ -89,13 +100,18 @@ def head_reference(
 
 
 @torch.no_grad()
-def reference_vision(towers: Towers, pixels_B3HW: FloatArray, patch_size: int) -> VisionOutput:
-    """Vision embeddings of the reference."""
-    outputs = towers.vision(torch.from_numpy(pixels_B3HW))
-    height, width = pixels_B3HW.shape[2:]
+def reference_vision(towers: Towers, parts: Iterable[FloatArray], patch_size: int) -> VisionOutput:
+    """Vision embeddings of the reference for the parts [B, 3, H, W] of a batch."""
+    outputs, height, width = [], 0, 0
+    for pixels_B3HW in parts:
+        outputs.append(towers.vision(torch.from_numpy(pixels_B3HW)))
+        height, width = pixels_B3HW.shape[2:]
     grid_hw = (height // patch_size, width // patch_size)
     names = ("cls1_BD", "cls2_BD", "patches_BND", "values_BND")
-    arrays = {name: output.numpy() for name, output in zip(names, outputs, strict=True)}
+    arrays: dict[str, Any] = {
+        name: torch.cat(same).numpy()
+        for name, same in zip(names, zip(*outputs, strict=True), strict=True)
+    }
     return VisionOutput(**arrays, grid_hw=grid_hw)
 
 
@@ -144,7 +160,7 @@ def run_model(
         images: All inputs of the vision tower.
         texts: All inputs of the text tower, apart from the prompts of the masks' classes.
         dense: The package's heads; images that suit them are run through them.
-        progress: Called with each batch of images.
+        progress: Called with each part of the prompts and of the images.
     """
     manifest, towers = package.manifest, encoder.reference
     names = [fill(name, TEMPLATES[manifest.zero_shot.templates]) for name in CLASS_NAMES]
@@ -152,10 +168,24 @@ def run_model(
     prompts = TextTokenizer.from_package(package).encode(
         [text for group in names for text in group]
     )
-    classes_KD = average_groups(reference_text(towers, prompts), sizes)
+    starts = range(0, len(prompts.token_ids_BL), PROMPTS_AT_ONCE)
+    prompts_BD = np.concatenate(
+        [
+            reference_text(towers, _slice(prompts, start))
+            for start in counted(starts, "computing prompts in torch", progress)
+        ]
+    )
+    classes_KD = average_groups(prompts_BD, sizes)
+    cut = [
+        [part["pixel_values"] for part in parts_of({"pixel_values": given.pixels_B3HW})]
+        for given in images
+    ]
+    every = counted(
+        [part for parts in cut for part in parts], "computing images in torch", progress
+    )
     vision = []
-    for given in counted(images, "running the model in torch, as the reference", progress):
-        output = reference_vision(towers, given.pixels_B3HW, manifest.patch_size)
+    for given, parts in zip(images, cut, strict=True):
+        output = reference_vision(towers, islice(every, len(parts)), manifest.patch_size)
         items_BND = segmenting_features(output, manifest.zero_shot.features)
         suits = _suits_heads(given.pixels_B3HW, manifest)
         maps = dense(given.pixels_B3HW) if dense and suits else {}
@@ -181,6 +211,11 @@ def run_model(
         prompts=prompts,
         prompts_of_class=sizes,
     )
+
+
+def _slice(given: TokenBatch, start: int) -> TokenBatch:
+    rows = slice(start, start + PROMPTS_AT_ONCE)
+    return replace(given, token_ids_BL=given.token_ids_BL[rows], mask_BL=given.mask_BL[rows])
 
 
 def _suits_heads(pixels_B3HW: FloatArray, manifest: Manifest) -> bool:

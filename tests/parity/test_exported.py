@@ -44,7 +44,7 @@ def test_images_are_as_in_torch(
 ) -> None:
     pixels_B3HW = noise(batch, 3, height, width)
     exported = runtime.encode_images(pixels_B3HW)
-    reference = reference_vision(tiny_encoder.reference, pixels_B3HW, patch_size=14)
+    reference = reference_vision(tiny_encoder.reference, [pixels_B3HW], patch_size=14)
     assert exported.grid_hw == reference.grid_hw
     for ours, theirs in zip(outputs(exported), outputs(reference), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=MAX_ABS_DIFF)

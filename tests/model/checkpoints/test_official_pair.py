@@ -83,7 +83,11 @@ def test_a_folder_that_is_not_one_pair_is_refused(
     ("name", "value", "message"),
     [
         ("head.weight", np.ones(3), "unknown tensors: .*head.weight"),
-        ("ln_final.bias", np.full(128, np.nan), "NaN or infinite values in .*final_layer_norm"),
+        (
+            "ln_final.bias",
+            np.full(128, np.nan),
+            "NaN or infinite values in 'text_encoder.ln_final.bias'",
+        ),
         ("temperature", np.zeros(()), "temperature"),
         ("temperature", np.array(np.inf), "temperature"),
         ("temperature", np.array(-0.01), "temperature"),
@@ -96,6 +100,27 @@ def test_a_wrong_text_array_is_refused(
     arrays = text_arrays(releases["b-like"].model)
     write_npz(pair / TEXT, arrays | {name: value.astype(np.float32)})
     with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(pair)
+
+
+def test_vision_arrays_are_named_as_in_the_file(pair: Path, releases: dict[str, "Release"]) -> None:
+    arrays = vision_arrays(releases["b-like"].model)
+    name = "blocks.1.attn.qkv.weight"
+    write_npz(pair / VISION, {key: value for key, value in arrays.items() if key != name})
+    with pytest.raises(CheckpointError, match=rf"lacks 'vision_encoder\.{name}'; it is not"):
+        read_checkpoint(pair)
+    name = "norm.weight"
+    write_npz(pair / VISION, shorten(arrays, name))
+    with pytest.raises(CheckpointError, match=rf"of other shapes .* 'vision_encoder\.{name}'; it"):
+        read_checkpoint(pair)
+
+
+def test_a_file_named_after_another_size_is_refused(pair: Path) -> None:
+    for file in (VISION, TEXT):
+        (pair / file).rename(pair / file.replace("small", "g14"))
+    with pytest.raises(
+        CheckpointError, match=r"_g14_vision\.npz is named as g14 and holds a model"
+    ):
         read_checkpoint(pair)
 
 

@@ -47,7 +47,7 @@ def test_a_package_keeps_what_torch_computes(
     assert sum(len(case.masks) for case in recorded.vision) == 8
     for case in recorded.vision:
         assert case.size[1:] == (manifest.native_size, manifest.native_size)
-        full = reference_vision(towers, case.pixels_B3HW, manifest.patch_size)
+        full = reference_vision(towers, [case.pixels_B3HW], manifest.patch_size)
         samples = case.samples
         assert samples is not None
         for name in ("cls1_BD", "cls2_BD"):
@@ -89,8 +89,11 @@ def test_maps_of_heads_are_recorded_and_compared(
 ) -> None:
     folder = tmp_path / "package"
     shutil.copytree(dense_package.path, folder)
-    dense = dense_reference(tiny_dense)
-    write_recorded(*recorded_reference(tiny_encoder, dense_package, dense=dense), folder)
+    dense, steps = dense_reference(tiny_dense), list[str]()
+    recorded = recorded_reference(tiny_encoder, dense_package, dense=dense, progress=steps.append)
+    write_recorded(*recorded, folder)
+    kinds = [step.partition(": ")[0] for step in steps]
+    assert set(kinds) == {"computing prompts in torch", "computing images in torch"}
     package = write_manifest(folder, dense_package.manifest)
     reference = read_recorded(package)
     assert reference is not None

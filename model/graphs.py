@@ -11,6 +11,8 @@ ExportPrecision = Literal["fp32", "fp16", "bf16", "int8"]
 # Packages of earlier versions may also have graphs with weights in 8 bits.
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8_weights"]
 HalfPrecision = Literal["fp16", "bf16"]
+# What follows the last layer of the depth head: transformers has relu, the released notebook none.
+DepthActivation = Literal["relu", "linear"]
 DenseTask = Literal["depth", "normals", "segmentation"]
 Part = Literal["vision", "text", "depth", "normals", "segmentation"]
 

@@ -6,15 +6,19 @@ from model.checkpoints.checkpoint import Checkpoint, CheckpointError, digests, r
 from model.checkpoints.official import is_pair_folder, read_pair
 from model.checkpoints.tokenizer import lowered, read_tokenizer
 from model.checkpoints.transformers_folder import CONFIG_FILE, read_dense, read_model
+from model.graphs import DepthActivation
 
 
-def read_checkpoint(path: Path, *, dense: Path | None = None) -> Checkpoint:
+def read_checkpoint(
+    path: Path, *, dense: Path | None = None, depth_activation: DepthActivation | None = None
+) -> Checkpoint:
     """Read a model, its tokenizer and optionally its dense heads; nothing is downloaded.
 
     Args:
         path: A folder: of transformers (`config.json`, safetensors, tokenizer), or with the
             official pair (`..._vision.npz`, `..._text.npz`) and a tokenizer.
         dense: The dense heads: a -dpt folder of transformers.
+        depth_activation: See `read_dense`.
 
     Raises:
         CheckpointError: The checkpoint is missing, incomplete or invalid.
@@ -42,5 +46,5 @@ def read_checkpoint(path: Path, *, dense: Path | None = None) -> Checkpoint:
     origin["lower_case"] = f"{lowered(tokenizer)}, by {tokenizer_path.name}"
     heads = None
     if dense is not None:
-        heads, origin["dense"] = read_dense(dense, model)
+        heads, origin["dense"] = read_dense(dense, model, depth_activation)
     return Checkpoint(model=model, dense=heads, tokenizer=tokenizer, variant=variant, origin=origin)

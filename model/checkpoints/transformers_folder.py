@@ -22,7 +22,7 @@ from transformers import (
 
 from model.checkpoints.checkpoint import CheckpointError, Model, digests, load_weights, name_some
 from model.encoder import without_implementations
-from model.graphs import DENSE_TASKS
+from model.graphs import DENSE_TASKS, DepthActivation
 from model.variants import tower_configs, variant_name
 
 CONFIG_FILE: Final = "config.json"
@@ -69,13 +69,14 @@ def read_model(folder: Path) -> tuple[Tipsv2Model, str, dict[str, JsonValue]]:
 
 
 def read_dense(
-    folder: Path, model: Tipsv2Model
+    folder: Path, model: Tipsv2Model, depth_activation: DepthActivation | None = None
 ) -> tuple[Tipsv2DptForDensePrediction, dict[str, JsonValue]]:
     """Read heads and attach them to a model's vision tower.
 
     Args:
         folder: As `save_pretrained` of `Tipsv2DptForDensePrediction` writes it, or as published.
         model: The model that the heads were trained on.
+        depth_activation: Of the depth head's last layer, instead of what config.json says.
 
     Returns:
         The heads in float32 and evaluation mode, whose backbone shares the model's tensors, and
@@ -92,6 +93,8 @@ def read_dense(
             f"{ALL_HEADS}, all three in one; download the -dpt repository of the release"
         )
     _check_settings(folder, config, model)
+    if depth_activation is not None:
+        config.depth_decoder_activation = depth_activation
     loaded, files, _ = _load(Tipsv2DptForDensePrediction, folder, config)
     weights = loaded.state_dict()
     for name, tensor in model.vision_model.state_dict().items():
@@ -107,7 +110,7 @@ def read_dense(
         "files": dict(digests([folder / CONFIG_FILE, *files])),
         "tasks": list(DENSE_TASKS),
         "depth_activation": config.depth_decoder_activation,
-        "depth_activation_from": CONFIG_FILE,
+        "depth_activation_from": CONFIG_FILE if depth_activation is None else "an option",
     }
     return load_weights(Tipsv2DptForDensePrediction, weights, config, path=folder), origin
 

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from model.card import parity_table
 from model.conversion.cache import VARIABLE, PackageCache, default_cache
 from model.conversion.convert import ConversionRequest
-from model.conversion.errors import COMPARING, require
+from model.conversion.errors import COMPARING, ConversionError, require
 from model.conversion.prepare import Preparer
 from model.conversion.source import (
     CheckpointSource,
@@ -34,7 +34,7 @@ from model.conversion.source import (
     split_models,
     split_name,
 )
-from model.graphs import USUAL_PRECISIONS, ExportPrecision, graph_file
+from model.graphs import USUAL_PRECISIONS, DepthActivation, ExportPrecision, graph_file
 from model.manifest import MANIFEST_NAME, check_model_name
 from model.package import ModelPackage, open_package
 from model.publication import Repository
@@ -89,6 +89,14 @@ Thorough = Annotated[
         show_default=False,
     ),
 ]
+Activation = Annotated[
+    DepthActivation | None,
+    Parameter(
+        help="What follows the last layer of the depth head. Default: what config.json of the "
+        "heads says, which is relu of transformers; linear is depth of the released notebook.",
+        show_default=False,
+    ),
+]
 Models = Annotated[
     str,
     Parameter(
@@ -122,13 +130,14 @@ def new_app() -> App:
     return app
 
 
-def convert(
+def convert(  # noqa: PLR0913 - options of the command
     source: Source,
     output: Path,
     /,
     *,
     name: str | None = None,
     precision: Precisions = (),
+    depth_activation: Activation = None,
     thorough: Thorough = False,
     cache: Cache = None,
 ) -> int:
@@ -139,6 +148,7 @@ def convert(
         output: Absent, empty, or an older package.
         name: Name for clients. Default: the name of the source.
         precision: See `Precisions`.
+        depth_activation: See `Activation`.
         thorough: See `Thorough`.
         cache: See `Cache`.
     """
@@ -146,7 +156,11 @@ def convert(
     def write(say: Say) -> str:
         asked = parse_checkpoint(source, may_be_package=bool(precision))
         request = _request(asked, precision, name=name, is_for_gpus=True)
-        request = replace(request, is_thorough=thorough)
+        if depth_activation is not None and request.dense is None:
+            raise ConversionError(
+                f"{source} has no dense heads, so --depth-activation has no effect; remove it"
+            )
+        request = replace(request, is_thorough=thorough, depth_activation=depth_activation)
         return str(_preparer(cache, say).write(request, output).path)
 
     return _report(write)

@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from model.conversion.errors import CONVERTING, CacheError, ConversionError, require
 from model.conversion.hub import fetch
 from model.conversion.source import CheckpointSource, HubSource
-from model.graphs import DENSE_TASKS, ExportPrecision, graph_file
+from model.graphs import DENSE_TASKS, DepthActivation, ExportPrecision, graph_file
 from model.manifest import CARD, MANIFEST_NAME, PUBLISHED_ZERO_SHOT, Manifest
 from model.package import ModelPackage, Progress, open_package
 
@@ -34,6 +34,7 @@ class ConversionRequest:
         precisions: Precisions of the graphs; `fp32` is among them.
         may_fail: Those of them that are left out if they differ from the model.
         name: Name of the model for clients; None for the name of the source.
+        depth_activation: Of the last layer of the depth head; None for what its checkpoint says.
         is_thorough: Compare the graphs on all sizes; not in the cache key.
         provenance: Where the checkpoints came from; filled in by preparing.
     """
@@ -43,6 +44,7 @@ class ConversionRequest:
     precisions: Sequence[ExportPrecision] = ("fp32",)
     may_fail: Sequence[ExportPrecision] = ()
     name: str | None = None
+    depth_activation: DepthActivation | None = None
     is_thorough: bool = False
     provenance: dict[str, JsonValue] = field(default_factory=dict)
 
@@ -75,7 +77,10 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
     earlier, precisions = _earlier_package(base, dense), tuple(request.precisions)
     # What `Encoder.save` wrote has one layout, the checkpoints of a Tipsv2Model have several.
     is_saved = earlier is not None or saved_kind(base) in LOADERS.keys() - {"tipsv2"}
-    checkpoint = None if is_saved and dense is None else read_checkpoint(base, dense=dense)
+    checkpoint = None
+    if not is_saved or dense is not None:
+        activation = request.depth_activation or _recorded_activation(earlier)
+        checkpoint = read_checkpoint(base, dense=dense, depth_activation=activation)
     encoder = load_encoder(base) if checkpoint is None else checkpoint.encoder
     heads = None if checkpoint is None else checkpoint.dense
     name = request.name or request.base.name
@@ -85,6 +90,8 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
         # These entries do not follow from the weights.
         kept = ("variant", "licence", "provenance", "zero_shot", "scores")
         described = {name: getattr(earlier.manifest, name) for name in kept}
+        if checkpoint is not None:
+            described["provenance"] = _with_heads(earlier.manifest.provenance, checkpoint)
         card = earlier.file(CARD).read_text(encoding="utf-8")
     else:
         described = _described(checkpoint, base, request)
@@ -116,6 +123,23 @@ def _described(
         origin = {"checkpoint": checkpoint.origin, **origin}
         described |= {"variant": checkpoint.variant, "zero_shot": PUBLISHED_ZERO_SHOT}
     return {**described, "provenance": {**request.provenance, **origin}}
+
+
+def _recorded_activation(earlier: ModelPackage | None) -> DepthActivation | None:
+    """What the depth head of a package was converted with, so that new graphs compute the same."""
+    origin = None if earlier is None else earlier.manifest.provenance.get("checkpoint")
+    heads = origin.get("dense") if isinstance(origin, dict) else None
+    found = heads.get("depth_activation") if isinstance(heads, dict) else None
+    return next((known for known in get_args(DepthActivation) if known == found), None)
+
+
+def _with_heads(
+    provenance: Mapping[str, JsonValue], checkpoint: "Checkpoint"
+) -> dict[str, JsonValue]:
+    """The provenance of a package whose heads are converted from a checkpoint."""
+    origin = provenance.get("checkpoint")
+    known = origin if isinstance(origin, dict) else {}
+    return {**provenance, "checkpoint": {**known, "dense": checkpoint.origin["dense"]}}
 
 
 def _local(source: CheckpointSource, progress: Progress) -> Path:

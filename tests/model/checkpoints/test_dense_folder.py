@@ -14,6 +14,7 @@ from transformers import Tipsv2Model
 from model.checkpoints.checkpoint import CheckpointError
 from model.checkpoints.read import read_checkpoint
 from model.checkpoints.transformers_folder import read_dense
+from model.graphs import DepthActivation
 from tests.model.checkpoints.dense_model import dense_model
 from tests.model.checkpoints.official_layout import small_model
 
@@ -61,6 +62,25 @@ def test_three_heads_are_read(releases: dict[str, "Release"], tmp_path: Path, li
         backbone = dict(checkpoint.dense.backbone.named_parameters())
         for name, parameter in checkpoint.model.vision_model.named_parameters():
             assert backbone[name].data_ptr() == parameter.data_ptr(), name
+
+
+@torch.no_grad()
+def test_the_depth_activation_may_differ_from_the_configuration(
+    model: Tipsv2Model, folder: Path
+) -> None:
+    pixels = torch.rand(1, 3, 56, 56)
+    depths = {}
+    cases: list[tuple[DepthActivation | None, str, str]] = [
+        (None, "relu", "config.json"),
+        ("relu", "relu", "an option"),
+        ("linear", "linear", "an option"),
+    ]
+    for asked, used, said in cases:
+        heads, origin = read_dense(folder, model, asked)
+        assert (origin["depth_activation"], origin["depth_activation_from"]) == (used, said)
+        depths[asked] = heads(pixels).predicted_depth
+    assert torch.equal(depths[None], depths["relu"])
+    assert not torch.equal(depths["relu"], depths["linear"])
 
 
 def test_heads_of_another_backbone_are_refused(model: Tipsv2Model, folder: Path) -> None:

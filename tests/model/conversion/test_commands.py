@@ -44,12 +44,14 @@ def test_convert_prints_the_packages_folder(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = ["convert", "google/tipsv2-b14@v1+google/tipsv2-b14-dpt", "out", "--name", "b"]
+    arguments += ["--depth-activation=linear"]
     assert run([*arguments, "--precision=fp16", "--precision=fp32"]) == 0
     assert capsys.readouterr().out == f"{tiny_package.path}\n"
     (request_,) = requests
     assert request_.base == HubSource("google/tipsv2-b14", "v1")
     assert request_.dense == HubSource("google/tipsv2-b14-dpt")
     assert (request_.precisions, request_.name) == (("fp32", "fp16"), "b")
+    assert request_.depth_activation == "linear"
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,7 @@ def test_graphs_for_gpus_are_written_unless_others_are_named(
         (["convert", "nowhere", "out"], "there is no folder 'nowhere'"),
         (["convert", "bundled", "out"], "is a model package already"),
         (["convert", "google/tipsv2-b14", "out", "--name=a/b"], "cannot be named 'a/b'"),
+        (["convert", "a/b", "out", "--depth-activation=relu"], "a/b has no dense heads, so"),
         (["show", "nowhere"], "there is no folder 'nowhere'"),
     ],
 )

@@ -3,7 +3,7 @@
 import errno
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from safetensors import SafetensorError
@@ -15,6 +15,9 @@ from model.export import package_writer
 from model.graphs import graph_file
 from model.manifest import PUBLISHED_ZERO_SHOT
 from model.package import ModelPackage, write_manifest
+
+if TYPE_CHECKING:
+    from transformers import Tipsv2DptForDensePrediction
 
 
 def request_(base: Path, **changes: Any) -> ConversionRequest:
@@ -119,3 +122,31 @@ def test_a_disk_that_becomes_full_is_a_cache_error(
     monkeypatch.setattr(package_writer, "write_package", fill)
     with pytest.raises(CacheError, match=r"out cannot be written \(.*No space left.*make room"):
         convert(request_(tiny_checkpoint), tmp_path / "out", print)
+
+
+def test_the_depth_activation_is_recorded_and_kept(
+    contents: list[Any],
+    tiny_checkpoint: Path,
+    tiny_dense: "Tipsv2DptForDensePrediction",
+    dense_package: ModelPackage,
+    tmp_path: Path,
+) -> None:
+    heads, package = tmp_path / "heads", tmp_path / "package"
+    tiny_dense.save_pretrained(heads)
+    dense = FolderSource(heads)
+    asked = {"dense": dense, "depth_activation": "linear"}
+    convert(request_(tiny_checkpoint, **asked), tmp_path / "out", lambda _: None)
+    shutil.copytree(dense_package.path, package)
+    provenance = contents[0].draft.provenance
+    write_manifest(package, dense_package.manifest.model_copy(update={"provenance": provenance}))
+    # Further graphs of the package, whose heads say relu.
+    convert(request_(package, dense=dense), tmp_path / "more", lambda _: None)
+    again = {"dense": dense, "depth_activation": "relu"}
+    convert(request_(package, **again), tmp_path / "other", lambda _: None)
+    used = []
+    for content in contents:
+        origin = content.draft.provenance["checkpoint"]
+        assert "model.safetensors" in origin["files"]
+        used.append(origin["dense"]["depth_activation"])
+        assert content.dense.config.depth_decoder_activation == used[-1]
+    assert used == ["linear", "linear", "relu"]

@@ -38,6 +38,7 @@ SegmentMode = Literal["whole", "slide"]
 PromptPool = Literal["mean", "max"]
 SegmentQuality = Quality
 SegmentBackground = Background
+Holes = Literal["fill", "keep"]
 VectorType = Literal["float32", "float16", "int8"]
 # Which tokens of a text that is too long are dropped; with NONE such a text is an error.
 Truncation = Literal["NONE", "START", "END"]
@@ -268,7 +269,9 @@ class SegmentImagesRequest(ImagesRequest):
         include_all_scores: Whether to return the cosine of every class for every pixel.
         include_class_scores: Whether to return the mean probability of each class.
         include_instances: Whether to return the connected regions of each class.
-        min_area_share: Share of the mask's pixels that an instance has at least.
+        min_area_share: Share of the mask's pixels that an instance has at least; smaller holes of
+            instances are filled.
+        holes: Whether an instance keeps the larger holes, or is all within its outer outline.
         size: Whether a mask has the size of its image, of the model's input, or a pixel a patch.
         mode: `whole` runs the model once; `slide` runs it on windows, and scores are the means over
             windows. None is the manifest's choice.
@@ -288,6 +291,7 @@ class SegmentImagesRequest(ImagesRequest):
     include_instances: bool = False
     # With the lower bound an image has at most 10,000 instances.
     min_area_share: Annotated[float, Within(1e-4, 1)] = 0.001
+    holes: Holes = "keep"
     size: MaskSize = "image"
     mode: SegmentMode | None = None
 

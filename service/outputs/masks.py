@@ -292,7 +292,9 @@ def _described(
             scores = class_scores(runs, sum_R, len(request.classes))
         if request.include_instances:
             yield
-            instances = find_instances(runs, sum_R, labels_HW.shape, request.min_area_share)
+            instances = find_instances(
+                runs, sum_R, labels_HW.shape, request.min_area_share, holes=request.holes
+            )
     return Segmentation(
         labels_HW=labels_HW,
         scores_HW=result.score_HW,

@@ -1,22 +1,23 @@
 """Label maps as polygons in COCO's format.
 
-Polygons follow the edges of pixels exactly. COCO's polygons have no holes: a cut of no width joins
-each hole to the outline around it. Pixels that touch at a corner only belong to different polygons.
+Polygons follow the edges of pixels exactly. COCO's polygons have no holes: a hole is filled, or a
+cut of no width joins it to the outline around it, which editors draw as a slit. Pixels that touch
+at a corner only belong to different polygons.
 
 Shape legend: H W pixels, V points where four pixels meet, P points of a class or of a polygon.
 """
 
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import product
-from operator import itemgetter
+from itertools import chain, product
+from operator import itemgetter, mul, sub
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.winner_map import Labels
+from service.messages import Holes
 
 Ints = NDArray[np.int64]
 Polygon = list[int]
@@ -41,8 +42,17 @@ LEAVES: Final = [
 ]
 
 
-def class_polygons(labels_HW: Labels, num_classes: int) -> list[list[Polygon]]:
-    """Polygons of classes 1 to `num_classes`, each as x, y, x, y, ... in pixels."""
+def class_polygons(
+    labels_HW: Labels, num_classes: int, *, holes: Holes = "keep", min_area: float = 0
+) -> list[list[Polygon]]:
+    """Polygons of classes 1 to `num_classes`, each as x, y, x, y, ... in pixels.
+
+    Args:
+        labels_HW: The label map.
+        num_classes: Classes with a list of polygons.
+        holes: Whether polygons have their holes. They are filled with all that lies in them.
+        min_area: A hole with fewer pixels is filled, and then a polygon with fewer is left out.
+    """
     height, width = labels_HW.shape
     # In bands, so that a large map takes few bytes.
     num_rows = max(1, BAND_PIXELS // width)
@@ -57,7 +67,9 @@ def class_polygons(labels_HW: Labels, num_classes: int) -> list[list[Polygon]]:
             code_P = weights @ (pixels_4V[:, own] == label)
             is_turn_P = TURNS[code_P]
             own, code_P = own[is_turn_P], code_P[is_turn_P]
-            polygons[label - 1] = _trace(labels_HW, label, (x_V[own], y_V[own], code_P))
+            hole_area = np.inf if holes == "fill" else min_area
+            traced = _trace((x_V[own], y_V[own], code_P), hole_area)
+            polygons[label - 1] = [one for one in traced if _area(one) >= min_area]
     return polygons
 
 
@@ -107,8 +119,19 @@ def _points(labels_HW: Labels, top: int, num_rows: int) -> Ints:
     return np.stack([y_V + top, x_V, *(pixels[y_V, x_V] for pixels in (a, b, c, d))])
 
 
-def _trace(labels_HW: Labels, label: int, points: tuple[Ints, Ints, Ints]) -> list[Polygon]:
-    """The polygons of a class from its points: x, y and codes, by column, then from the top."""
+def _area(polygon: Polygon) -> int:
+    """Number of pixels in a polygon; those of joined holes do not count."""
+    x, y = polygon[::2], polygon[1::2]
+    # Vertical edges alone: the sum over them is the integral of x dy.
+    area: int = sum(map(mul, x, map(sub, [*y[1:], y[0]], y)))
+    return abs(area)
+
+
+def _trace(points: tuple[Ints, Ints, Ints], hole_area: float) -> list[Polygon]:
+    """The polygons of a class from its points: x, y and codes, by column, then from the top.
+
+    Holes with fewer pixels than `hole_area` are filled.
+    """
     x_P, y_P, code_P = points
     code, columns = code_P.tolist(), list(zip(x_P.tolist(), y_P.tolist(), strict=True))
     # Holes joined to the vertical edge that begins at a point: y of the cut, and points to insert.
@@ -124,15 +147,25 @@ def _trace(labels_HW: Labels, label: int, points: tuple[Ints, Ints, Ints]) -> li
                     coordinates += hole
         return coordinates
 
-    rings = list(_rings(x_P, y_P, code))
-    holes = [ring for ring in rings if not code[ring[0][0]] & LOWER_RIGHT]
+    outer: list[Ring] = []
+    holes: list[Ring] = []
+    for ring in _rings(x_P, y_P, code):
+        if code[ring[0][0]] & LOWER_RIGHT:
+            outer.append(ring)
+        elif hole_area < np.inf and _area(polygon(ring)) >= hole_area:
+            holes.append(ring)
+    # Vertical edges with the class on their right, by column: those that a cut to the left meets.
+    lines = (point for ring in chain(outer, holes) for point, way in ring if way == SOUTH)
+    edge_E = np.array(sorted(lines) if holes else [], np.int64)
+    x_E, top_E, stop_E = x_P[edge_E], y_P[edge_E], y_P[edge_E + 1]
     for ring in reversed(holes):  # from right to left, so that holes joined to a hole come first
         right, row = columns[ring[0][0]]
-        others = np.flatnonzero(labels_HW[row, :right] != label)
-        left = int(others[-1]) + 1 if len(others) else 0
-        edge = bisect_right(columns, (left, row)) - 1
+        num_left = int(np.searchsorted(x_E, right))
+        is_met_E = (top_E[:num_left] <= row) & (row < stop_E[:num_left])
+        edge = int(edge_E[np.flatnonzero(is_met_E)[-1]])
+        left = columns[edge][0]
         cuts[edge].append((row, [left, row, *polygon(ring), right, row, left, row]))
-    return [polygon(ring) for ring in rings if code[ring[0][0]] & LOWER_RIGHT]
+    return [polygon(ring) for ring in outer]
 
 
 def _rings(x_P: Ints, y_P: Ints, code: Sequence[int]) -> Iterator[Ring]:

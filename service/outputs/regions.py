@@ -4,23 +4,26 @@ The probability of a class at a patch is the softmax of the cosines divided by t
 temperature, over all classes, background classes and the threshold. It is scaled to pixels
 bilinearly, as the cosines are. A score is its mean over the pixels of a class or an instance.
 
-An instance is a set of pixels of one class that are connected by edges, not by corners.
+An instance is a set of pixels of one class that are connected by edges, not by corners. A hole of
+an instance is what it surrounds, whatever lies there; pixels of one hole may touch at corners.
 
 Runs serve all classes at once; SciPy's labelling takes a pass over the image for each.
 
-Shape legend: H W pixels, K classes, h w patch grid, R runs, E pairs of runs that touch.
+Shape legend: H W pixels, K classes, h w patch grid, R runs, E pairs of runs that touch, G gaps
+between or around the runs of an instance.
 """
 
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.segmentation import bilinear_matrix, pixel_centres
-from service.messages import FloatArray, Instance
+from service.messages import FloatArray, Holes, Instance
 from service.outputs.run_lengths import Runs
 
 Ints = NDArray[np.int64]
+Side = Literal["left", "right"]
 Floats = NDArray[np.float64]
 # Values of runs at patch rows that are in memory at once.
 BAND_VALUES: Final = 512 * 1024
@@ -81,18 +84,34 @@ def class_scores(runs: Runs, sum_R: Floats, num_classes: int) -> tuple[float, ..
 
 
 def find_instances(
-    runs: Runs, sum_R: Floats, size_hw: tuple[int, int], min_area_share: float
+    runs: Runs,
+    sum_R: Floats,
+    size_hw: tuple[int, int],
+    min_area_share: float,
+    *,
+    holes: Holes = "keep",
 ) -> tuple[Instance, ...]:
-    """The instances of at least this share of the pixels, by class, then the largest first."""
+    """The instances of at least this share of the pixels, by class, then the largest first.
+
+    Args:
+        runs: Of the label map.
+        sum_R: Sum of the probability of a run's class over its pixels.
+        size_hw: Height and width of the label map.
+        min_area_share: Holes with a smaller share are filled before instances are compared.
+        holes: Whether instances keep the other holes. Scores are means over their own pixels.
+    """
     if not len(sum_R):
         return ()
-    _, instance_R = np.unique(_connect(runs), return_inverse=True)
+    _, instance_R = np.unique(_connect(len(sum_R), *_touching(runs)), return_inverse=True)
+    scores = np.bincount(instance_R, sum_R) / np.bincount(instance_R, runs.num_pixels)
+    min_area = min_area_share * size_hw[0] * size_hw[1]
+    max_hole = np.inf if holes == "fill" else min_area
+    runs, instance_R = _fill(runs, instance_R, size_hw, max_hole)
     areas = np.bincount(instance_R, runs.num_pixels).astype(np.int64)
-    sums = np.bincount(instance_R, sum_R)
     order_R = np.argsort(instance_R, kind="stable")
     bounds = np.cumsum([0, *np.bincount(instance_R)]).tolist()
     found = []
-    for index in np.flatnonzero(areas >= min_area_share * size_hw[0] * size_hw[1]).tolist():
+    for index in np.flatnonzero(areas >= min_area).tolist():
         own_R = order_R[bounds[index] : bounds[index + 1]]
         one = runs.outline(own_R, size_hw)
         found.append(
@@ -100,17 +119,73 @@ def find_instances(
                 label=int(runs.label_R[own_R[0]]),
                 area=one.area,
                 box=one.box,
-                score=min(1.0, float(sums[index] / areas[index])),
+                score=min(1.0, float(scores[index])),
                 counts=one.counts,
             )
         )
     return tuple(sorted(found, key=lambda one: (one.label, -one.area)))
 
 
-def _connect(runs: Runs) -> Ints:
-    """The first run of each run's instance."""
-    root_R = np.arange(len(runs.label_R))
-    here_E, there_E = _touching(runs)
+def _fill(
+    runs: Runs, instance_R: Ints, size_hw: tuple[int, int], max_area: float
+) -> tuple[Runs, Ints]:
+    """The runs with those of holes with fewer pixels than `max_area`, and the instance of each."""
+    order_R = np.argsort(instance_R, kind="stable")
+    columns_R = (runs.label_R, runs.x_R, runs.top_R, runs.stop_R)
+    sorted_R = Runs(*(column_R[order_R] for column_R in columns_R))
+    own_R = instance_R[order_R]
+    is_next_R = np.append(False, (np.diff(own_R) == 0) & (np.diff(sorted_R.x_R) == 0))
+    after_G = np.flatnonzero(is_next_R)  # the run below each gap
+    if not len(after_G):
+        return runs, instance_R
+    is_hole_G = _gap_areas(sorted_R, own_R, is_next_R, size_hw[0]) < max_area
+    after_G = after_G[is_hole_G]
+    tops_G, stops_G = sorted_R.stop_R[after_G - 1], sorted_R.top_R[after_G]
+    added = (sorted_R.label_R[after_G], sorted_R.x_R[after_G], tops_G, stops_G)
+    both = [np.concatenate(pair) for pair in zip(columns_R, added, strict=True)]
+    owner_R = np.concatenate([instance_R, own_R[after_G]])
+    by_place_R = np.lexsort((both[2], both[1]))
+    return Runs(*(column_R[by_place_R] for column_R in both)), owner_R[by_place_R]
+
+
+def _gap_areas(runs: Runs, own_R: Ints, is_next_R: NDArray[np.bool_], height: int) -> Floats:
+    """Pixels of the hole of each gap between two runs of a column; infinite where it is no hole.
+
+    Args:
+        runs: By instance, then by column, then from the top.
+        own_R: Their instances.
+        is_next_R: Whether the run before is of the same column and instance.
+        height: Of the label map.
+    """
+    between_G = np.flatnonzero(is_next_R)
+    is_used_R = np.isin(own_R, own_R[between_G])  # of instances with gaps
+    upper_G = np.flatnonzero(is_used_R & ~is_next_R)
+    lower_G = np.flatnonzero(is_used_R & ~np.append(is_next_R[1:], False))
+    is_other_R = np.append(True, np.diff(own_R) != 0)
+    left_G = np.flatnonzero(is_used_R & is_other_R)
+    right_G = np.flatnonzero(is_used_R & np.append(is_other_R[1:], True))
+    # What is around an instance: above and below its columns, and a column on either side. Rows
+    # are counted from the one above the map.
+    above, below = np.zeros_like(upper_G), np.full_like(upper_G, height + 2)
+    from_top, to_bottom = np.zeros_like(left_G), np.full_like(left_G, height + 2)
+    top_G = [runs.stop_R[between_G - 1] + 1, above, runs.stop_R[lower_G] + 1, from_top, from_top]
+    stop_G = [runs.top_R[between_G] + 1, runs.top_R[upper_G] + 1, below, to_bottom, to_bottom]
+    # Each instance has columns of its own, apart from those of the others.
+    x_R = runs.x_R + own_R * (int(runs.x_R.max()) + 4)
+    x_G = [x_R[between_G], x_R[upper_G], x_R[lower_G], x_R[left_G] - 1, x_R[right_G] + 1]
+    x, top, stop = (np.concatenate(parts) for parts in (x_G, top_G, stop_G))
+    order_G = np.lexsort((top, x))
+    gaps = Runs(np.zeros_like(x), x[order_G], top[order_G], stop[order_G])
+    root_G = np.empty_like(x)
+    root_G[order_G] = _connect(len(x), *_touching(gaps, by_corners=True))
+    areas: Floats = np.bincount(root_G, stop - top).astype(np.float64)
+    areas[root_G[len(between_G) :]] = np.inf
+    return areas[root_G[: len(between_G)]]
+
+
+def _connect(num_runs: int, here_E: Ints, there_E: Ints) -> Ints:
+    """The first run of those that each run is connected with, by pairs that touch."""
+    root_R = np.arange(num_runs)
     while True:
         here_root_E, there_root_E = root_R[here_E], root_R[there_E]
         if (here_root_E == there_root_E).all():
@@ -123,15 +198,16 @@ def _connect(runs: Runs) -> Ints:
             root_R = next_R
 
 
-def _touching(runs: Runs) -> tuple[Ints, Ints]:
-    """Pairs of runs of one label that share an edge: all of each run with the next column."""
+def _touching(runs: Runs, *, by_corners: bool = False) -> tuple[Ints, Ints]:
+    """Pairs of runs of one label that share an edge, or a corner: all with the next column."""
     # A position that orders all rows of all columns; a run touches those of the next column whose
     # rows overlap its own.
     height = int(runs.stop_R.max()) + 1
     stop_position_R = runs.x_R * height + runs.stop_R
     top_position_R = runs.x_R * height + runs.top_R
-    first_R = np.searchsorted(stop_position_R, top_position_R + height, side="right")
-    last_R = np.searchsorted(top_position_R, stop_position_R + height, side="left")
+    sides: tuple[Side, Side] = ("left", "right") if by_corners else ("right", "left")
+    first_R = np.searchsorted(stop_position_R, top_position_R + height, side=sides[0])
+    last_R = np.searchsorted(top_position_R, stop_position_R + height, side=sides[1])
     num_R = np.maximum(last_R - first_R, 0)
     here_E = np.repeat(np.arange(len(num_R)), num_R)
     offset_E = np.arange(len(here_E)) - np.repeat(np.cumsum(num_R) - num_R, num_R)

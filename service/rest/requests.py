@@ -259,7 +259,12 @@ class SegmentImagesBody(ImageBody):
     include_instances: bool = messages.SegmentImagesRequest.include_instances
     """Send the connected regions of each class with area, box and score, in JSON."""
     min_area_share: float = messages.SegmentImagesRequest.min_area_share
-    """Share of the mask's pixels of the smallest instance, from 0.0001 to 1."""
+    """Share of the mask's pixels of the smallest instance, and of the smallest polygon, from 0.0001
+    to 1. Their smaller holes are filled."""
+    holes: messages.Holes | None = None
+    """Other holes of polygons and instances. `fill`: an outline is the outer one alone. `keep`:
+    holes stay; in polygons a cut of no width joins them to the outline, which editors draw as a
+    slit. Default: `fill` for polygons, `keep` for run lengths."""
     size: messages.MaskSize = messages.SegmentImagesRequest.size
     """Size of the mask: that of the `image`, of the `model`'s input, or a pixel for each `patch`.
     """
@@ -278,7 +283,13 @@ class SegmentImagesBody(ImageBody):
             "include_scores": self.include_scores is True,
             "include_all_scores": self.include_scores == "all" or self.format == "heatmap",
             "include_class_scores": is_json,
+            "holes": self.outline_holes,
         }
+
+    @property
+    def outline_holes(self) -> messages.Holes:
+        """What becomes of holes. Polygons cannot have any, run lengths can."""
+        return self.holes or ("fill" if self.format == "polygons" else "keep")
 
 
 class ClassifyImagesBody(ImageBody):

@@ -124,8 +124,8 @@ class ClassArea(BaseModel):
     area: int | None = optional("Pixels.")
     bbox: list[int] | None = optional("Left, top, width and height, in pixels.")
     segmentation: RunLengths | list[list[int]] | None = optional(
-        "With `polygons`, each as x, y, x, y, ... along the edges of pixels. A cut joins a hole to "
-        "its outline."
+        "With `polygons`, each as x, y, x, y, ... along the edges of pixels. With `holes=keep` a "
+        "cut joins a hole to its outline."
     )
 
 

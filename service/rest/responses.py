@@ -327,6 +327,13 @@ def _mask_rules(options: requests.SegmentImagesBody, media: str) -> list[Rule]:
             "tolerance",
             "tolerance needs format polygons.",
         ),
+        (
+            options.holes is not None
+            and layout != "polygons"
+            and not (is_json and options.include_instances),
+            "holes",
+            "holes needs format polygons, or include_instances.",
+        ),
     ]
 
 
@@ -395,7 +402,12 @@ def _mask_fields(
     ]
     polygons: list[list[Polygon]] = []
     if options.format == "polygons":
-        polygons = class_polygons(mask.labels_HW, len(names))
+        polygons = class_polygons(
+            mask.labels_HW,
+            len(names),
+            holes=options.outline_holes,
+            min_area=options.min_area_share * height * width,
+        )
     if options.format in requests.COCO_FORMATS:
         runs = class_runs(mask.labels_HW, len(names))
         outlines = [[simplify(p, options.tolerance) for p in own] for own in polygons] or (

@@ -45,8 +45,8 @@ HELP = {
     "--linear --mode --model --output --retrieval --segmentation --templates --url",
     "search": "--image --json --model --top --url",
     "segment": "--background --background-classes --background-level --background-threshold "
-    "--classes --fit --format --min-area-share --mode --model --output --overwrite --precision "
-    "--quality --resolution --url",
+    "--classes --fit --format --holes --min-area-share --mode --model --output --overwrite "
+    "--precision --quality --resolution --url",
 }
 # Of `sets` by the student, on dc25c9b8.
 SCORES = {

@@ -57,7 +57,9 @@ class SegmentOptions:
             folder for the PNGs of several images; for coco .json.
         format: mask: labels, as PNG in colours; labels: a grey PNG; overlay: the image with
             tinted and outlined classes; coco: instances with boxes, scores and run lengths.
-        min_area_share: Share of the pixels of the smallest instance, for coco.
+        min_area_share: Share of the pixels of the smallest instance, for coco; smaller holes are
+            filled.
+        holes: Keep the other holes of instances, or fill them, for coco. Default: keep.
         overwrite: Start a stopped job again, of several images.
         quality: fast: edges follow the image's colours; fine: and the model also sees the image
             larger; published: as released. Default: the model's own.
@@ -80,6 +82,7 @@ class SegmentOptions:
     output: Annotated[str, OUTPUT_OR_PIPE]
     format: Literal["mask", "labels", "overlay", "coco"] = "mask"
     min_area_share: Annotated[float, between(1e-4, 1)] = 0.001
+    holes: Literal["fill", "keep"] | None = None
     overwrite: Flag = False
     quality: Literal["published", "fast", "fine"] | None = None
     background: Literal["none", "auto"] | None = None
@@ -127,7 +130,8 @@ def run(
         suffixes, purpose = SUFFIXES[options.format], f" for --format {options.format}"
         check_output(Path(options.output), suffixes, purpose, None if is_coco else ".png")
     if is_coco:
-        request = {**options.request(), "min_area_share": options.min_area_share}
+        outlines = {"min_area_share": options.min_area_share, "holes": options.holes}
+        request = {**options.request(), **outlines}
         coco = lines.CocoTask(request=request, **task)
         return lines.write_lines(Path(options.output), coco, model, overwrite=options.overwrite)
     _check_palette(options, classes, UsageError)

@@ -122,6 +122,7 @@ class SegmentOptions(ImageOptions, total=False):
     include_scores: bool | Literal["all"]
     include_instances: bool
     min_area_share: float
+    holes: Literal["fill", "keep"]
     size: MaskSize
 
 

@@ -59,7 +59,8 @@ async def test_results_have_their_shapes_and_types(encode_image: Encode, client:
     outputs = ["patches", "depth", "normals"]
     embedded = await client.embed_images(images, outputs=outputs, resolution=56)
     words = await client.embed_texts(CLASSES, templates=["a {}", "the {}"])
-    options = {"include_scores": True, "include_instances": True, "min_area_share": 0.0001}
+    options: dict[str, Any] = {"include_scores": True, "include_instances": True}
+    options |= {"min_area_share": 0.0001, "holes": "fill"}
     masks = await client.segment(images, classes, background_classes=["wall"], **options)
     ((best, _),) = await client.classify(images[0], classes)
     (colors,) = await client.features(images[0])

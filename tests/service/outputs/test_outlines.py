@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
+from service.messages import Holes
 from service.outputs import polygons, run_lengths
 from service.outputs.polygons import class_polygons, simplify
 from service.outputs.run_lengths import class_runs, compress_counts, read_counts
+from tests.regions import regions_without_holes
 
 Labels = NDArray[np.unsignedinteger]
 # pycocotools' own code is older than NumPy 2.
@@ -96,6 +98,32 @@ def drawn(*rows: str) -> Labels:
 def test_holes_and_islands(labels_HW: Labels, num_polygons: int) -> None:
     (polygons,) = check_polygons(labels_HW, 1)
     assert len(polygons) == num_polygons
+
+
+@pytest.mark.parametrize("min_area", [0, 1, 3, 8])
+@pytest.mark.parametrize("holes", ["fill", "keep"])
+@pytest.mark.parametrize("seed", range(8))
+def test_polygons_are_the_regions_without_their_small_holes(
+    seed: int, holes: Holes, min_area: int
+) -> None:
+    drawn_HW = np.random.default_rng(seed).choice(3, (14, 17), p=(0.15, 0.75, 0.1))
+    labels_HW = drawn_HW.astype(np.uint8)
+    found = class_polygons(labels_HW, 2, holes=holes, min_area=min_area)
+    for label, own in enumerate(found, start=1):
+        expected = regions_without_holes(labels_HW == label, min_area, is_filled=holes == "fill")
+        drawn = [coco.decode(coco.frPyObjects([one], *labels_HW.shape))[..., 0] for one in own]
+        assert sorted(one.tobytes() for one in drawn) == sorted(
+            one.astype(np.uint8).tobytes() for one in expected
+        )
+
+
+def test_a_filled_polygon_has_no_cut() -> None:
+    ring_HW = drawn("1111", "1001", "1111")
+    assert class_polygons(ring_HW, 1, holes="fill") == [[[0, 0, 0, 3, 4, 3, 4, 0]]]
+    assert class_polygons(ring_HW, 1, min_area=3) == [[[0, 0, 0, 3, 4, 3, 4, 0]]]
+    ((kept,),) = class_polygons(ring_HW, 1, min_area=2)
+    assert area(kept) == 10
+    assert class_polygons(ring_HW, 1, min_area=13) == [[]]
 
 
 def smooth() -> Labels:

@@ -6,6 +6,7 @@ from pycocotools import mask as coco
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from model.segmentation import segment, upsample_bilinear
+from service.messages import Holes
 from service.outputs import regions, run_lengths
 from service.outputs.regions import (
     class_probabilities,
@@ -14,6 +15,7 @@ from service.outputs.regions import (
     score_pixels,
 )
 from service.outputs.run_lengths import Runs, compress_counts
+from tests.regions import regions_without_holes
 
 NUM_CLASSES = 4
 # pycocotools' own code is older than NumPy 2.
@@ -88,6 +90,32 @@ def test_regions_that_touch_at_a_corner_are_two_and_long_ones_are_one() -> None:
         found = find_instances(runs, np.zeros(len(runs.label_R)), labels_HW.shape, 1e-4)
         assert len(found) == ndimage.label(labels_HW)[1]
         assert sum(one.area for one in found) == labels_HW.sum()
+
+
+@pytest.mark.parametrize("min_area", [1, 3, 8])
+@pytest.mark.parametrize("holes", ["fill", "keep"])
+@pytest.mark.parametrize("seed", range(8))
+def test_instances_are_the_regions_without_their_small_holes(
+    seed: int, holes: Holes, min_area: int
+) -> None:
+    drawn_HW = np.random.default_rng(seed).choice(3, (14, 17), p=(0.15, 0.75, 0.1))
+    labels_HW = drawn_HW.astype(np.uint8)
+    runs = Runs.of(labels_HW)
+    sum_R = runs.num_pixels.astype(np.float64) / 4
+    share = min_area / labels_HW.size
+    found = find_instances(runs, sum_R, labels_HW.shape, share, holes=holes)
+    is_filled = holes == "fill"
+    expected = [
+        (label, one.astype(np.uint8).tobytes())
+        for label in (1, 2)
+        for one in regions_without_holes(labels_HW == label, min_area, is_filled=is_filled)
+    ]
+    texts = compress_counts([one.counts for one in found])
+    masks = [coco.decode({"size": list(labels_HW.shape), "counts": text}) for text in texts]
+    drawn = [(one.label, mask.tobytes()) for one, mask in zip(found, masks, strict=True)]
+    assert sorted(drawn) == sorted(expected)
+    assert [one.area for one in found] == [mask.sum() for mask in masks]
+    assert {one.score for one in found} == {0.25}, "a mean over the pixels of the class"
 
 
 def test_a_map_of_background_has_neither_scores_nor_instances() -> None:

@@ -174,7 +174,8 @@ def test_cocos_formats_give_classes_and_instances_back(mask_format: Any) -> None
         decoded: NDArray[np.uint8] = coco.decode(form)
         return decoded
 
-    form = MASKS.with_options(format=mask_format, include_instances=True)
+    holes = "keep" if mask_format == "polygons" else None
+    form = MASKS.with_options(format=mask_format, include_instances=True, holes=holes)
     (entry,) = form.json(MASK_ANSWER)["data"]
     instances = entry["instances"]
     keys = [(one["label"], one["area"], one["score"]) for one in instances]
@@ -188,6 +189,22 @@ def test_cocos_formats_give_classes_and_instances_back(mask_format: Any) -> None
             is_class_HW = one["label"] == LABELS
             np.testing.assert_array_equal(mask_of(one["segmentation"]), is_class_HW)
             assert (one["area"], one["bbox"]) == (is_class_HW.sum(), box)
+
+
+def test_polygons_have_no_holes_and_no_specks_by_default() -> None:
+    form = MASKS.with_options(format="polygons", min_area_share=0.02)
+    (entry,) = form.json(MASK_ANSWER)["data"]
+    assert entry["classes"][0]["segmentation"] == [[1, 1, 1, 8, 8, 8, 8, 1]]
+
+
+def test_an_option_for_holes_that_has_no_effect_is_refused() -> None:
+    for media, options in ((PNG, {}), (JSON, {"format": "rle"})):
+        body = requests.SegmentImagesBody(classes=["dog"], holes="fill", **options)
+        with pytest.raises(InvalidRequest, match="holes needs"):
+            responses.MASKS.check(body, media, 1)
+    body = requests.SegmentImagesBody(classes=["dog"], holes="fill", include_instances=True)
+    responses.MASKS.check(body, JSON, 1)
+    assert body.to_message(is_json=True).holes == "fill"
 
 
 def test_classes_are_sorted_in_json_and_safetensors_and_in_request_order_in_npy() -> None:

@@ -36,6 +36,12 @@ class MaskSize(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MASK_SIZE_MODEL: _ClassVar[MaskSize]
     MASK_SIZE_PATCH: _ClassVar[MaskSize]
 
+class Holes(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    HOLES_UNSPECIFIED: _ClassVar[Holes]
+    HOLES_FILL: _ClassVar[Holes]
+    HOLES_KEEP: _ClassVar[Holes]
+
 class SegmentBackground(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SEGMENT_BACKGROUND_UNSPECIFIED: _ClassVar[SegmentBackground]
@@ -61,6 +67,9 @@ MASK_SIZE_UNSPECIFIED: MaskSize
 MASK_SIZE_IMAGE: MaskSize
 MASK_SIZE_MODEL: MaskSize
 MASK_SIZE_PATCH: MaskSize
+HOLES_UNSPECIFIED: Holes
+HOLES_FILL: Holes
+HOLES_KEEP: Holes
 SEGMENT_BACKGROUND_UNSPECIFIED: SegmentBackground
 SEGMENT_BACKGROUND_NONE: SegmentBackground
 SEGMENT_BACKGROUND_AUTO: SegmentBackground
@@ -102,7 +111,7 @@ class ClassExample(_message.Message):
     def __init__(self, image: _Optional[int] = ..., point: _Optional[_Union[Point, _Mapping]] = ..., box: _Optional[_Union[Box, _Mapping]] = ..., mask: _Optional[_Union[RunLengths, _Mapping]] = ...) -> None: ...
 
 class SegmentImagesRequest(_message.Message):
-    __slots__ = ("model", "images", "classes", "templates", "features", "resolution", "fit", "background_threshold", "background_classes", "include_scores", "mode", "partial", "include_instances", "min_area_share", "size", "background", "quality", "background_level", "include_all_scores")
+    __slots__ = ("model", "images", "classes", "templates", "features", "resolution", "fit", "background_threshold", "background_classes", "include_scores", "mode", "partial", "include_instances", "min_area_share", "size", "background", "quality", "background_level", "include_all_scores", "holes")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
@@ -122,6 +131,7 @@ class SegmentImagesRequest(_message.Message):
     QUALITY_FIELD_NUMBER: _ClassVar[int]
     BACKGROUND_LEVEL_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_ALL_SCORES_FIELD_NUMBER: _ClassVar[int]
+    HOLES_FIELD_NUMBER: _ClassVar[int]
     model: str
     images: _containers.RepeatedCompositeFieldContainer[_image_pb2.Image]
     classes: _containers.RepeatedCompositeFieldContainer[SegmentClass]
@@ -141,7 +151,8 @@ class SegmentImagesRequest(_message.Message):
     quality: SegmentQuality
     background_level: float
     include_all_scores: bool
-    def __init__(self, model: _Optional[str] = ..., images: _Optional[_Iterable[_Union[_image_pb2.Image, _Mapping]]] = ..., classes: _Optional[_Iterable[_Union[SegmentClass, _Mapping]]] = ..., templates: _Optional[_Union[_text_pb2.Templates, _Mapping]] = ..., features: _Optional[_Union[DenseFeatures, str]] = ..., resolution: _Optional[int] = ..., fit: _Optional[_Union[_image_pb2.Fit, str]] = ..., background_threshold: _Optional[float] = ..., background_classes: _Optional[_Iterable[_Union[SegmentClass, _Mapping]]] = ..., include_scores: bool = ..., mode: _Optional[_Union[SegmentMode, str]] = ..., partial: bool = ..., include_instances: bool = ..., min_area_share: _Optional[float] = ..., size: _Optional[_Union[MaskSize, str]] = ..., background: _Optional[_Union[SegmentBackground, str]] = ..., quality: _Optional[_Union[SegmentQuality, str]] = ..., background_level: _Optional[float] = ..., include_all_scores: bool = ...) -> None: ...
+    holes: Holes
+    def __init__(self, model: _Optional[str] = ..., images: _Optional[_Iterable[_Union[_image_pb2.Image, _Mapping]]] = ..., classes: _Optional[_Iterable[_Union[SegmentClass, _Mapping]]] = ..., templates: _Optional[_Union[_text_pb2.Templates, _Mapping]] = ..., features: _Optional[_Union[DenseFeatures, str]] = ..., resolution: _Optional[int] = ..., fit: _Optional[_Union[_image_pb2.Fit, str]] = ..., background_threshold: _Optional[float] = ..., background_classes: _Optional[_Iterable[_Union[SegmentClass, _Mapping]]] = ..., include_scores: bool = ..., mode: _Optional[_Union[SegmentMode, str]] = ..., partial: bool = ..., include_instances: bool = ..., min_area_share: _Optional[float] = ..., size: _Optional[_Union[MaskSize, str]] = ..., background: _Optional[_Union[SegmentBackground, str]] = ..., quality: _Optional[_Union[SegmentQuality, str]] = ..., background_level: _Optional[float] = ..., include_all_scores: bool = ..., holes: _Optional[_Union[Holes, str]] = ...) -> None: ...
 
 class ClassArea(_message.Message):
     __slots__ = ("label", "name", "color", "area_share", "score")

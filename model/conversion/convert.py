@@ -79,8 +79,8 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
     is_saved = earlier is not None or saved_kind(base) in LOADERS.keys() - {"tipsv2"}
     checkpoint = None
     if not is_saved or dense is not None:
-        activation = request.depth_activation or _recorded_activation(earlier)
-        checkpoint = read_checkpoint(base, dense=dense, depth_activation=activation)
+        last = request.depth_activation or _recorded_activation(earlier)
+        checkpoint = read_checkpoint(base, dense=dense, depth_activation=last)
     encoder = load_encoder(base) if checkpoint is None else checkpoint.encoder
     heads = None if checkpoint is None else checkpoint.dense
     name = request.name or request.base.name
@@ -90,8 +90,7 @@ def convert(request: ConversionRequest, output: Path, progress: Progress) -> Mod
         # These entries do not follow from the weights.
         kept = ("variant", "licence", "provenance", "zero_shot", "scores")
         described = {name: getattr(earlier.manifest, name) for name in kept}
-        if checkpoint is not None:
-            described["provenance"] = _with_heads(earlier.manifest.provenance, checkpoint)
+        described["provenance"] = _with_heads(earlier.manifest.provenance, checkpoint)
         card = earlier.file(CARD).read_text(encoding="utf-8")
     else:
         described = _described(checkpoint, base, request)
@@ -134,9 +133,11 @@ def _recorded_activation(earlier: ModelPackage | None) -> DepthActivation | None
 
 
 def _with_heads(
-    provenance: Mapping[str, JsonValue], checkpoint: "Checkpoint"
+    provenance: Mapping[str, JsonValue], checkpoint: "Checkpoint | None"
 ) -> dict[str, JsonValue]:
-    """The provenance of a package whose heads are converted from a checkpoint."""
+    """The provenance of a package, with the heads if they are converted from a checkpoint."""
+    if checkpoint is None:
+        return dict(provenance)
     origin = provenance.get("checkpoint")
     known = origin if isinstance(origin, dict) else {}
     return {**provenance, "checkpoint": {**known, "dense": checkpoint.origin["dense"]}}

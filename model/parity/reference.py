@@ -6,10 +6,10 @@ was traced.
 Shapes: B batch, N patches, L tokens, D embedding width, K classes, P prompts, H W pixels.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final
 
 import numpy as np
@@ -168,24 +168,9 @@ def run_model(
     prompts = TextTokenizer.from_package(package).encode(
         [text for group in names for text in group]
     )
-    starts = range(0, len(prompts.token_ids_BL), PROMPTS_AT_ONCE)
-    prompts_BD = np.concatenate(
-        [
-            reference_text(towers, _slice(prompts, start))
-            for start in counted(starts, "computing prompts in torch", progress)
-        ]
-    )
-    classes_KD = average_groups(prompts_BD, sizes)
-    cut = [
-        [part["pixel_values"] for part in parts_of({"pixel_values": given.pixels_B3HW})]
-        for given in images
-    ]
-    every = counted(
-        [part for parts in cut for part in parts], "computing images in torch", progress
-    )
+    classes_KD = average_groups(_reference_prompts(towers, prompts, progress), sizes)
     vision = []
-    for given, parts in zip(images, cut, strict=True):
-        output = reference_vision(towers, islice(every, len(parts)), manifest.patch_size)
+    for given, output in _reference_images(towers, images, manifest.patch_size, progress):
         items_BND = segmenting_features(output, manifest.zero_shot.features)
         suits = _suits_heads(given.pixels_B3HW, manifest)
         maps = dense(given.pixels_B3HW) if dense and suits else {}
@@ -213,9 +198,29 @@ def run_model(
     )
 
 
-def _slice(given: TokenBatch, start: int) -> TokenBatch:
-    rows = slice(start, start + PROMPTS_AT_ONCE)
-    return replace(given, token_ids_BL=given.token_ids_BL[rows], mask_BL=given.mask_BL[rows])
+def _reference_prompts(towers: Towers, prompts: TokenBatch, progress: Progress) -> FloatArray:
+    starts = range(0, len(prompts.token_ids_BL), PROMPTS_AT_ONCE)
+    parts = []
+    for start in counted(starts, "computing prompts in torch", progress):
+        rows = slice(start, start + PROMPTS_AT_ONCE)
+        part = replace(
+            prompts, token_ids_BL=prompts.token_ids_BL[rows], mask_BL=prompts.mask_BL[rows]
+        )
+        parts.append(reference_text(towers, part))
+    return np.concatenate(parts)
+
+
+def _reference_images(
+    towers: Towers, images: Sequence[VisionInput], patch_size: int, progress: Progress
+) -> Iterator[tuple[VisionInput, VisionOutput]]:
+    """Outputs of each batch, which is computed in parts."""
+    cut = [
+        [part["pixel_values"] for part in parts_of({"pixel_values": given.pixels_B3HW})]
+        for given in images
+    ]
+    every = counted(list(chain(*cut)), "computing images in torch", progress)
+    for given, parts in zip(images, cut, strict=True):
+        yield given, reference_vision(towers, islice(every, len(parts)), patch_size)
 
 
 def _suits_heads(pixels_B3HW: FloatArray, manifest: Manifest) -> bool:

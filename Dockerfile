@@ -23,6 +23,7 @@ RUN scripts/trim_environment.sh /opt/venv
 COPY model ./model
 COPY service ./service
 COPY tipserve_cli ./tipserve_cli
+COPY connectors ./connectors
 COPY clients/python/tipserve_client ./clients/python/tipserve_client
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --force-reinstall .

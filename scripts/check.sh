@@ -39,7 +39,7 @@ if $is_whole; then
   scripts/check_installations.sh
 fi
 step "types"
-mypy service model training tipserve_cli tests benchmarks clients/python/tipserve_client
+mypy service model training tipserve_cli tests benchmarks connectors clients/python/tipserve_client
 status=0
 step "fast tests, on two cores"
 python -m pytest -m "not slow" -n 2 "$@" || status=$?

@@ -26,7 +26,7 @@ from service.models.heads import HeadFolder
 from service.models.loading import load_model, num_pool_threads, request_limits
 from service.models.registry import ModelRegistry
 from service.monitoring.metrics import Metrics
-from service.outputs import colours, features, maps, masks
+from service.outputs import colours, features, maps, masks, polygons
 from service.settings import Settings, load_settings
 from service.waiting import Pool
 from tipserve_cli.engine import Engine, UsageError, UserError
@@ -36,7 +36,16 @@ from tipserve_client.grpc_wire import RPCS, read_response, write_request
 from tipserve_client.requests import Request
 
 # The service's drawings, for the commands.
-__all__ = ["LocalTransport", "colours", "features", "load", "maps", "masks", "open_manifest"]
+__all__ = [
+    "LocalTransport",
+    "colours",
+    "features",
+    "load",
+    "maps",
+    "masks",
+    "open_manifest",
+    "polygons",
+]
 
 # Long, because a job has no caller who waits, but finite, so that a request cannot hang for ever.
 TIMEOUT_S: Final = 3600.0

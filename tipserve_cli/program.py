@@ -141,6 +141,16 @@ COMMANDS: Final = {
             "--url http://localhost:8000 --image photo.jpg --concurrency 32 --seconds 30",
         ),
     ),
+    "connect": Help(
+        "Connect a tool for labelling, or list the tools.\n\n"
+        "Runs what Label Studio or Roboflow's client calls, or says what CVAT loads.",
+        (
+            "",
+            "label-studio --label-studio-url http://localhost:8080 --port 9090",
+            "roboflow --url grpc://localhost:8001 --host 0.0.0.0",
+            "cvat",
+        ),
+    ),
     "convert": Help(
         "Convert released weights to a model package in a folder.\n\n"
         "The same as python -m model convert, which has further commands.",

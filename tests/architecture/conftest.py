@@ -7,7 +7,7 @@ import pytest
 
 GENERATED = ("service/grpc/generated/", "clients/python/tipserve_client/generated/")
 SOURCE_ROOMS = (
-    *("service/", "model/", "training/", "tipserve_cli/"),
+    *("service/", "model/", "training/", "tipserve_cli/", "connectors/"),
     *("tests/", "benchmarks/", "clients/"),
 )
 

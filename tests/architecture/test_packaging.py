@@ -16,7 +16,7 @@ from model.package import open_package
 from tests.tools import run
 from training.pretrained.weights import FILES
 
-ROOMS = ("service", "model", "training", "tipserve_cli")
+ROOMS = ("service", "model", "training", "tipserve_cli", "connectors")
 SCRIPT_ROOMS = ("tests", "benchmarks")
 # The Python client: its own distribution below clients/python, also included in this one.
 CLIENT = "tipserve_client"
@@ -29,6 +29,7 @@ EXTRAS_OF_ROOM = {
     "model": ("cpu", "gpu", "torch", "convert", "heif", "stores"),
     "training": ("torch", "convert", "train", "captions"),
     "tipserve_cli": ("cli", "bulk", "evaluate"),
+    "connectors": ("cvat",),
     "tests": ("cli", "cpu", "torch", "convert", "train", "evaluate", "otel", "parse", "dev"),
     "benchmarks": ("cpu", "gpu", "torch", "convert", "train", "otel", "dev"),
 }
@@ -36,6 +37,7 @@ EXTRAS_OF_ROOM = {
 # level is needed, and those of the extra `gpu` are not installed in tests.
 PROVIDERS = {
     "cuda": "cuda-python",
+    "cvat_sdk": "cvat-cli",
     "google.protobuf": "protobuf",
     "google.rpc": "googleapis-common-protos",
     "pynvml": "nvidia-ml-py",

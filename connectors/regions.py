@@ -1,0 +1,38 @@
+"""Regions of words or of examples: the instances of a mask, and their outlines."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from connectors.app import Backend
+from tipserve_cli import local
+from tipserve_client import Example, Instance
+
+# Of the image: smaller regions are left out.
+LEAST_SHARE: Final = 0.001
+TOLERANCE_PX: Final = 1.0
+# A class by its name: what asks for it; without prompts the name itself.
+Classes = Mapping[str, Sequence[str]] | Mapping[str, Sequence[Example]]
+
+
+def find_regions(backend: Backend, image: bytes, classes: Classes) -> list[Instance]:
+    """The regions of an image; a class that the image lacks has none."""
+    (found,) = backend.client.segment(
+        image,
+        classes,
+        background="auto",
+        include_instances=True,
+        min_area_share=LEAST_SHARE,
+        **backend.asked,
+    )
+    return list(found.instances)
+
+
+def outline(region: Instance) -> list[tuple[int, int]]:
+    """The outline of a region: x and y of its corners in pixels, at most one pixel off.
+
+    A hole is joined to the outline by a cut of no width.
+    """
+    left, top, _, _ = region.box
+    (polygons,) = local.polygons.class_polygons(region.crop.astype("uint16"), 1)
+    points = local.polygons.simplify(max(polygons, key=len), TOLERANCE_PX)
+    return [(left + x, top + y) for x, y in zip(points[::2], points[1::2], strict=True)]

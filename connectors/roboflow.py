@@ -1,0 +1,150 @@
+"""Roboflow's inference server, as inference-sdk calls it: SAM 3 by concepts, and CLIP.
+
+Source: inference_sdk/http/client.py of inference-sdk 1.8.3.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AliasChoices, BaseModel, Field
+from starlette.routing import Route
+
+from connectors.app import Backend, Refused, get, post
+from connectors.regions import find_regions, outline
+from tipserve_client import Example, Instance
+
+
+class Image(BaseModel):
+    """An image, by URL or in base64."""
+
+    type: Literal["url", "base64"]
+    value: str
+
+
+class Box(BaseModel):
+    """A box in pixels, from its upper left corner by its size or its opposite corner."""
+
+    x: float = Field(validation_alias=AliasChoices("x", "x0"))
+    y: float = Field(validation_alias=AliasChoices("y", "y0"))
+    width: float = 0
+    height: float = 0
+    x1: float | None = None
+    y1: float | None = None
+
+    def example(self) -> Example:
+        """The patches in the box."""
+        width = self.width if self.x1 is None else self.x1 - self.x
+        height = self.height if self.y1 is None else self.y1 - self.y
+        return Example(box=(self.x, self.y, width, height))
+
+
+class Prompt(BaseModel):
+    """A concept: words, or boxes around examples (label 1); boxes of label 0 are refused."""
+
+    type: str = "text"
+    text: str | None = None
+    boxes: list[Box] = []
+    box_labels: list[int] | None = None
+    output_prob_thresh: float | None = None
+
+
+class Concepts(BaseModel):
+    """The body of `/sam3/concept_segment`."""
+
+    image: Image
+    prompts: list[Prompt]
+    output_prob_thresh: float = 0.5
+    format: Literal["polygon", "rle", "json"] = "polygon"
+
+
+class ClipImages(BaseModel):
+    """The body of `/clip/embed_image`."""
+
+    image: Image | list[Image]
+
+
+class ClipTexts(BaseModel):
+    """The body of `/clip/embed_text`."""
+
+    text: str | list[str]
+
+
+class Compared(BaseModel):
+    """The body of `/clip/compare`."""
+
+    subject: Image | str
+    prompt: Image | str | list[Image] | list[str] | dict[str, Image | str]
+
+
+def routes(backend: Backend) -> list[Route]:
+    """The routes that inference-sdk calls."""
+
+    def read(image: Image) -> bytes:
+        load = backend.images.fetch if image.type == "url" else backend.images.read_base64
+        return load(image.value)
+
+    def segment(body: Concepts) -> Any:
+        begin, image = time.perf_counter(), read(body.image)
+        results = []
+        for index, prompt in enumerate(body.prompts):
+            if any(label != 1 for label in prompt.box_labels or ()):
+                raise Refused(f"prompts[{index}]: boxes of what to leave out are not supported.")
+            if not prompt.boxes and not prompt.text:
+                raise Refused(f"prompts[{index}]: give a text or boxes.")
+            classes = {prompt.text or "example": [box.example() for box in prompt.boxes]}
+            found = find_regions(backend, image, classes)
+            given = prompt.output_prob_thresh
+            least = body.output_prob_thresh if given is None else given
+            kept = [write(region, body.format) for region in found if region.score >= least]
+            echo = {"prompt_index": index, "type": prompt.type, "text": prompt.text}
+            results.append({"prompt_index": index, "echo": echo, "predictions": kept})
+        return {"prompt_results": results, "time": time.perf_counter() - begin}
+
+    def embed(items: Sequence[Image | str]) -> NDArray[np.float32]:
+        """Unit vectors [items, D]; all items are of one kind."""
+        texts = [item for item in items if isinstance(item, str)]
+        if texts:
+            vectors: NDArray[np.float32] = backend.client.embed_texts(texts, **backend.asked)
+            return vectors
+        images = [read(item) for item in items if isinstance(item, Image)]
+        found = backend.client.embed_images(images, outputs="cls1", normalize=True, **backend.asked)
+        return np.stack([one.cls1 for one in found if one.cls1 is not None])
+
+    def embeddings(items: Sequence[Image | str]) -> Any:
+        begin = time.perf_counter()
+        found = embed(items) if items else []
+        return {"frame_id": None, "embeddings": found, "time": time.perf_counter() - begin}
+
+    def compare(body: Compared) -> Any:
+        begin, prompt = time.perf_counter(), body.prompt
+        names = list(prompt) if isinstance(prompt, dict) else None
+        values = prompt.values() if isinstance(prompt, dict) else prompt
+        items = [values] if isinstance(values, Image | str) else list(values)
+        (subject,) = embed([body.subject])
+        found: Any = (embed(items) @ subject).tolist() if items else []
+        similarity = found if names is None else dict(zip(names, found, strict=True))
+        return {"similarity": similarity, "time": time.perf_counter() - begin}
+
+    return [
+        get("/", lambda: {"status": "ok"}),
+        get("/health", lambda: {"status": "ok"}),
+        post("/sam3/concept_segment", Concepts, segment),
+        post("/clip/embed_image", ClipImages, lambda body: embeddings(_several(body.image))),
+        post("/clip/embed_text", ClipTexts, lambda body: embeddings(_several(body.text))),
+        post("/clip/compare", Compared, compare),
+    ]
+
+
+def write(region: Instance, form: str) -> dict[str, Any]:
+    """A prediction: a polygon, or run lengths as pycocotools reads them."""
+    masks: Any = [outline(region)]
+    if form == "rle":
+        masks = {"size": region.size, "counts": region.counts}
+    return {"masks": masks, "confidence": region.score, "format": form}
+
+
+def _several(one: Any) -> list[Any]:
+    return one if isinstance(one, list) else [one]

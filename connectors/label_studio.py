@@ -81,7 +81,8 @@ def routes(backend: Backend) -> list[Route]:
                 regions = find_regions(backend, image, examples or control.prompts)
                 found += [write_region(control, region) for region in regions]
             elif not shown:
-                ((best, *_),) = backend.client.classify(image, control.prompts, **backend.asked)
+                asked = {"top_k": 1, **backend.asked}
+                ((best,),) = backend.client.classify(image, control.prompts, **asked)
                 found.append(_entry(control, {"choices": [best.name]}, best.probability))
         mean = sum(one["score"] for one in found) / max(len(found), 1)
         return {"result": found, "score": mean}

@@ -115,7 +115,7 @@ def routes(backend: Backend) -> list[Route]:
 
     def embeddings(items: Sequence[Image | str]) -> Any:
         begin = time.perf_counter()
-        found = embed(items) if items else []
+        found: Any = embed(items) if items else []
         return {"frame_id": None, "embeddings": found, "time": time.perf_counter() - begin}
 
     def compare(body: Compared) -> Any:

@@ -5,6 +5,7 @@ Source: label_studio/ml/api_connector.py of Label Studio 1.23.2.
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -64,48 +65,51 @@ def _entry(control: Control, value: dict[str, Any], score: float) -> dict[str, A
     return {**names, "value": value, "score": score}
 
 
+def annotate(backend: Backend, task: Mapping[str, Any], controls: list[Control], shown: Any) -> Any:
+    """The prediction of a task; with examples only what they show."""
+    found = []
+    for control in controls:
+        examples = {label: shown[label] for label in shown if label in control.prompts}
+        url = (task.get("data") or {}).get(control.field)
+        if not isinstance(url, str):
+            raise Refused(f"Task {task.get('id')} has no field {control.field!r} with a URL.")
+        if shown and (not examples or control.tag == "Choices"):
+            continue
+        image = backend.images.fetch(url)
+        if control.tag == "Choices":
+            asked = {"top_k": 1, **backend.asked}
+            ((best,),) = backend.client.classify(image, control.prompts, **asked)
+            found.append(_entry(control, {"choices": [best.name]}, best.probability))
+        else:
+            regions = find_regions(backend, image, examples or control.prompts)
+            found += [write_region(control, region) for region in regions]
+    return {"result": found, "score": sum(one["score"] for one in found) / max(len(found), 1)}
+
+
+def predict(backend: Backend, body: Predict) -> Any:
+    """The predictions of tasks. One that fails is an error if it is the only one."""
+    controls, version = read_config(body.label_config), backend.model_version()
+    context = (body.params or {}).get("context") or {}
+    try:
+        shown = read_examples(context.get("result") or ())
+    except (AttributeError, KeyError, TypeError) as error:
+        raise Refused("params.context has a shape that is no box or point.") from error
+    results = []
+    for task in body.tasks:
+        try:
+            found = {**annotate(backend, task, controls, shown), "model_version": version}
+        except (Refused, InvalidRequest) as error:
+            if len(body.tasks) == 1:
+                raise
+            # Label Studio skips a result without `result`, and keeps the others.
+            logger.warning("task %s: %s", task.get("id"), error)
+            found = {"error": str(error)}
+        results.append(found)
+    return {"results": results, "model_version": version}
+
+
 def routes(backend: Backend) -> list[Route]:
     """The routes that Label Studio calls."""
-
-    def annotate(task: Mapping[str, Any], controls: list[Control], shown: Any) -> Any:
-        found = []
-        for control in controls:
-            url = (task.get("data") or {}).get(control.field)
-            if not isinstance(url, str):
-                raise Refused(f"Task {task.get('id')} has no field {control.field!r} with a URL.")
-            image, examples = (
-                backend.images.fetch(url),
-                {k: shown[k] for k in shown if k in control.prompts},
-            )
-            if control.tag != "Choices" and (examples or not shown):
-                regions = find_regions(backend, image, examples or control.prompts)
-                found += [write_region(control, region) for region in regions]
-            elif not shown:
-                asked = {"top_k": 1, **backend.asked}
-                ((best,),) = backend.client.classify(image, control.prompts, **asked)
-                found.append(_entry(control, {"choices": [best.name]}, best.probability))
-        mean = sum(one["score"] for one in found) / max(len(found), 1)
-        return {"result": found, "score": mean}
-
-    def predict(body: Predict) -> Any:
-        controls, version = read_config(body.label_config), backend.model_version()
-        context = (body.params or {}).get("context") or {}
-        try:
-            shown = read_examples(context.get("result") or ())
-        except (AttributeError, KeyError, TypeError) as error:
-            raise Refused("params.context has a shape that is no box or point.") from error
-        results = []
-        for task in body.tasks:
-            try:
-                found = {**annotate(task, controls, shown), "model_version": version}
-            except (Refused, InvalidRequest) as error:
-                if len(body.tasks) == 1:
-                    raise
-                # Label Studio skips a result without `result`, and keeps the others.
-                logger.warning("task %s: %s", task.get("id"), error)
-                found = {"error": str(error)}
-            results.append(found)
-        return {"results": results, "model_version": version}
 
     def version(_: AnyBody | None = None) -> Any:
         return {"model_version": (found := backend.model_version()), "versions": [found]}
@@ -116,7 +120,7 @@ def routes(backend: Backend) -> list[Route]:
         get("/health", lambda: health),
         get("/versions", version),
         post("/setup", AnyBody, version),
-        post("/predict", Predict, predict),
+        post("/predict", Predict, partial(predict, backend)),
         # Sent when annotations change; there is nothing to train.
         post("/webhook", AnyBody, lambda _: {}),
         post("/train", AnyBody, lambda _: {}),

@@ -5,6 +5,7 @@ Source: inference_sdk/http/client.py of inference-sdk 1.8.3.
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -60,16 +61,11 @@ class Concepts(BaseModel):
     format: Literal["polygon", "rle", "json"] = "polygon"
 
 
-class ClipImages(BaseModel):
-    """The body of `/clip/embed_image`."""
+class Embedded(BaseModel):
+    """The body of `/clip/embed_image` and of `/clip/embed_text`."""
 
-    image: Image | list[Image]
-
-
-class ClipTexts(BaseModel):
-    """The body of `/clip/embed_text`."""
-
-    text: str | list[str]
+    image: Image | list[Image] = []
+    text: str | list[str] = []
 
 
 class Compared(BaseModel):
@@ -79,63 +75,28 @@ class Compared(BaseModel):
     prompt: Image | str | list[Image] | list[str] | dict[str, Image | str]
 
 
-def routes(backend: Backend) -> list[Route]:
-    """The routes that inference-sdk calls."""
+def read(backend: Backend, image: Image) -> bytes:
+    """The bytes of an image."""
+    load = backend.images.fetch if image.type == "url" else backend.images.read_base64
+    return load(image.value)
 
-    def read(image: Image) -> bytes:
-        load = backend.images.fetch if image.type == "url" else backend.images.read_base64
-        return load(image.value)
 
-    def segment(body: Concepts) -> Any:
-        begin, image = time.perf_counter(), read(body.image)
-        results = []
-        for index, prompt in enumerate(body.prompts):
-            if any(label != 1 for label in prompt.box_labels or ()):
-                raise Refused(f"prompts[{index}]: boxes of what to leave out are not supported.")
-            if not prompt.boxes and not prompt.text:
-                raise Refused(f"prompts[{index}]: give a text or boxes.")
-            classes = {prompt.text or "example": [box.example() for box in prompt.boxes]}
-            found = find_regions(backend, image, classes)
-            given = prompt.output_prob_thresh
-            least = body.output_prob_thresh if given is None else given
-            kept = [write(region, body.format) for region in found if region.score >= least]
-            echo = {"prompt_index": index, "type": prompt.type, "text": prompt.text}
-            results.append({"prompt_index": index, "echo": echo, "predictions": kept})
-        return {"prompt_results": results, "time": time.perf_counter() - begin}
-
-    def embed(items: Sequence[Image | str]) -> NDArray[np.float32]:
-        """Unit vectors [items, D]; all items are of one kind."""
-        texts = [item for item in items if isinstance(item, str)]
-        if texts:
-            vectors: NDArray[np.float32] = backend.client.embed_texts(texts, **backend.asked)
-            return vectors
-        images = [read(item) for item in items if isinstance(item, Image)]
-        found = backend.client.embed_images(images, outputs="cls1", normalize=True, **backend.asked)
-        return np.stack([one.cls1 for one in found if one.cls1 is not None])
-
-    def embeddings(items: Sequence[Image | str]) -> Any:
-        begin = time.perf_counter()
-        found: Any = embed(items) if items else []
-        return {"frame_id": None, "embeddings": found, "time": time.perf_counter() - begin}
-
-    def compare(body: Compared) -> Any:
-        begin, prompt = time.perf_counter(), body.prompt
-        names = list(prompt) if isinstance(prompt, dict) else None
-        values = prompt.values() if isinstance(prompt, dict) else prompt
-        items = [values] if isinstance(values, Image | str) else list(values)
-        (subject,) = embed([body.subject])
-        found: Any = (embed(items) @ subject).tolist() if items else []
-        similarity = found if names is None else dict(zip(names, found, strict=True))
-        return {"similarity": similarity, "time": time.perf_counter() - begin}
-
-    return [
-        get("/", lambda: {"status": "ok"}),
-        get("/health", lambda: {"status": "ok"}),
-        post("/sam3/concept_segment", Concepts, segment),
-        post("/clip/embed_image", ClipImages, lambda body: embeddings(_several(body.image))),
-        post("/clip/embed_text", ClipTexts, lambda body: embeddings(_several(body.text))),
-        post("/clip/compare", Compared, compare),
-    ]
+def segment(backend: Backend, body: Concepts) -> Any:
+    """The regions of each concept."""
+    begin, image, results = time.perf_counter(), read(backend, body.image), []
+    for index, prompt in enumerate(body.prompts):
+        if any(label != 1 for label in prompt.box_labels or ()):
+            raise Refused(f"prompts[{index}]: boxes of what to leave out are not supported.")
+        if not prompt.boxes and not prompt.text:
+            raise Refused(f"prompts[{index}]: give a text or boxes.")
+        classes = {prompt.text or "example": [box.example() for box in prompt.boxes]}
+        given = prompt.output_prob_thresh
+        least = body.output_prob_thresh if given is None else given
+        found = find_regions(backend, image, classes)
+        kept = [write(region, body.format) for region in found if region.score >= least]
+        echo = {"prompt_index": index, "type": prompt.type, "text": prompt.text}
+        results.append({"prompt_index": index, "echo": echo, "predictions": kept})
+    return {"prompt_results": results, "time": time.perf_counter() - begin}
 
 
 def write(region: Instance, form: str) -> dict[str, Any]:
@@ -146,5 +107,45 @@ def write(region: Instance, form: str) -> dict[str, Any]:
     return {"masks": masks, "confidence": region.score, "format": form}
 
 
-def _several(one: Any) -> list[Any]:
-    return one if isinstance(one, list) else [one]
+def embed(backend: Backend, items: Sequence[Image | str]) -> NDArray[np.float32]:
+    """Unit vectors [items, D]; all items are of one kind."""
+    texts = [item for item in items if isinstance(item, str)]
+    if texts:
+        vectors: NDArray[np.float32] = backend.client.embed_texts(texts, **backend.asked)
+        return vectors
+    images = [read(backend, item) for item in items if isinstance(item, Image)]
+    found = backend.client.embed_images(images, outputs="cls1", normalize=True, **backend.asked)
+    return np.stack([one.cls1 for one in found if one.cls1 is not None])
+
+
+def embeddings(backend: Backend, body: Embedded) -> Any:
+    """The embeddings of one or several images or texts."""
+    begin, given = time.perf_counter(), body.image or body.text
+    if not given:
+        raise Refused("Give an image or a text.")
+    found = embed(backend, given if isinstance(given, list) else [given])
+    return {"frame_id": None, "embeddings": found, "time": time.perf_counter() - begin}
+
+
+def compare(backend: Backend, body: Compared) -> Any:
+    """Cosines of a subject and prompts, in the form of the prompts."""
+    begin, prompt = time.perf_counter(), body.prompt
+    values = prompt.values() if isinstance(prompt, dict) else prompt
+    items = [values] if isinstance(values, Image | str) else list(values)
+    (subject,) = embed(backend, [body.subject])
+    found: Any = (embed(backend, items) @ subject).tolist() if items else []
+    if isinstance(prompt, dict):
+        found = dict(zip(prompt, found, strict=True))
+    return {"similarity": found, "time": time.perf_counter() - begin}
+
+
+def routes(backend: Backend) -> list[Route]:
+    """The routes that inference-sdk calls."""
+    return [
+        get("/", lambda: {"status": "ok"}),
+        get("/health", lambda: {"status": "ok"}),
+        post("/sam3/concept_segment", Concepts, partial(segment, backend)),
+        post("/clip/embed_image", Embedded, partial(embeddings, backend)),
+        post("/clip/embed_text", Embedded, partial(embeddings, backend)),
+        post("/clip/compare", Compared, partial(compare, backend)),
+    ]

@@ -43,7 +43,7 @@ def served(dogs: Dogs, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Parameters of a function whose server is the fake."""
     engine = Engine(Client(dogs, retry=Retry(max_attempts=1)), 1)
     monkeypatch.setattr(model_options, "connect", lambda *_: engine)
-    monkeypatch.setattr(cvat.atexit, "register", lambda _: None)
+    monkeypatch.setattr("atexit.register", lambda _: None)
     return {"url": "grpc://server"}
 
 

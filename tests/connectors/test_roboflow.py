@@ -60,6 +60,7 @@ async def test_clip_embeds_and_compares(call: Call, encoded: str) -> None:
     np.testing.assert_array_equal(texts["embeddings"], np.eye(4)[:2])
     asked = {"subject": image, "subject_type": "image", "prompt": ["a", "b"]}
     assert (await call("/clip/compare", asked)).json()["similarity"] == [1, 0]
+    assert (await call("/clip/embed_text", {"text": []})).status_code == 400
     named = {"subject": "a", "subject_type": "text", "prompt": {"one": image}}
     assert (await call("/clip/compare", named)).json()["similarity"] == {"one": 1}
 

@@ -19,7 +19,8 @@ from tipserve_cli.files import split_names
 from tipserve_cli.model_options import Model, ModelOptions, as_help, opened_engine
 from tipserve_cli.program import DONE, Interrupted
 
-TOKEN_VARIABLE: Final = "TIPSERVE_LABEL_STUDIO_TOKEN"
+# As in Label Studio's own client.
+TOKEN_VARIABLE: Final = "LABEL_STUDIO_API_KEY"
 GRACE_S: Final = 5
 
 
@@ -36,7 +37,7 @@ class ConnectOptions:
         connector_key_file: File with a key that the tool must send.
         label_studio_url: Label Studio's own URL, for the images that are stored in it.
         label_studio_token_file: File with a token of Label Studio. Default: the variable
-            TIPSERVE_LABEL_STUDIO_TOKEN.
+            LABEL_STUDIO_API_KEY.
     """
 
     host: str = "127.0.0.1"

@@ -101,9 +101,8 @@ def segment(backend: Backend, body: Concepts) -> Any:
 
 def write(region: Instance, form: str) -> dict[str, Any]:
     """A prediction: a polygon, or run lengths as pycocotools reads them."""
-    masks: Any = [outline(region)]
-    if form == "rle":
-        masks = {"size": region.size, "counts": region.counts}
+    rle = {"size": region.size, "counts": region.counts}
+    masks: Any = rle if form == "rle" else [outline(region)]
     return {"masks": masks, "confidence": region.score, "format": form}
 
 

@@ -30,9 +30,9 @@ def find_regions(backend: Backend, image: bytes, classes: Classes) -> list[Insta
 def outline(region: Instance) -> list[tuple[int, int]]:
     """The outline of a region: x and y of its corners in pixels, at most one pixel off.
 
-    A hole is joined to the outline by a cut of no width.
+    Holes are filled, because editors draw the cut to a hole as a slit.
     """
     left, top, _, _ = region.box
-    (polygons,) = local.polygons.class_polygons(region.crop.astype("uint16"), 1)
+    (polygons,) = local.polygons.class_polygons(region.crop.astype("uint16"), 1, holes="fill")
     points = local.polygons.simplify(max(polygons, key=len), TOLERANCE_PX)
     return [(left + x, top + y) for x, y in zip(points[::2], points[1::2], strict=True)]

@@ -5,20 +5,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from pycocotools import mask as coco
 
 from connectors.app import Backend, ImageFetcher
 from connectors.regions import find_regions, outline
-from tests.tipserve_cli.conftest import RUNS
 from tipserve_cli.local import load
 from tipserve_client import Example, Instance
 
 
-def test_a_hole_is_joined_to_the_outline() -> None:
-    # Rows 2 and 3 of columns 1 to 3.
+def test_an_outline_is_the_outer_one() -> None:
+    mask_HW = np.zeros((40, 60), np.uint8, order="F")
+    mask_HW[2:12, 5:25] = 1
+    mask_HW[5:9, 9:20] = 0
     region = Instance(
-        label=1, name="x", area=6, box=(1, 2, 3, 2), score=1, size=(40, 60), counts=RUNS
+        label=1,
+        name="ring",
+        area=int(mask_HW.sum()),
+        box=(5, 2, 20, 10),
+        score=1,
+        size=(40, 60),
+        counts=coco.encode(mask_HW)["counts"].decode(),
     )
-    assert sorted(outline(region)) == [(1, 2), (1, 4), (4, 2), (4, 4)]
+    assert sorted(outline(region)) == [(5, 2), (5, 12), (25, 2), (25, 12)]
 
 
 @pytest.mark.slow

@@ -37,6 +37,18 @@ CONNECTORS: Final = {
         port=9001,
         enter='inference-sdk: InferenceHTTPClient(api_url="{url}", api_key="any").',
     ),
+    "immich": Connector(
+        summary="Immich: vectors for smart search; faces and text stay with Immich's own service",
+        module="connectors.immich",
+        port=3003,
+        enter=(
+            "Immich: Administration > Machine Learning Settings, URL {url} alone, and Smart Search "
+            "with ViT-B-16-SigLIP2__webli for models with 768 numbers. Then run Smart Search for "
+            "all images, because stored vectors are of another model. bundled is weak at finding "
+            "images by a sentence; google/tipsv2-b14 is better. Without --immich-upstream turn "
+            "facial recognition and OCR off."
+        ),
+    ),
     "cvat": Connector(
         summary="CVAT: a function file for cvat-cli; it needs no port",
         enter="cvat-cli task auto-annotate TASK --function-file {file} -p words=str:dog,grass",

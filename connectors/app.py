@@ -38,6 +38,8 @@ STATUS: Final[Mapping[type[TipserveError], int]] = {
     errors.Unavailable: 503,
     errors.DeadlineExceeded: 504,
 }
+# Fields by name; those of files are bytes.
+Form = Mapping[str, str | bytes]
 Body = TypeVar("Body", bound=BaseModel)
 logger = logging.getLogger(__name__)
 
@@ -133,11 +135,13 @@ class Backend:
         client: Of a server, or of a model in this process.
         model: Name of the served model; None is the default model.
         images: Reads images.
+        upstream: URL of the tool's own service for what ours lacks; empty for none.
     """
 
     client: Client
     model: str | None = None
     images: ImageFetcher
+    upstream: str = ""
 
     @property
     def asked(self) -> Any:
@@ -167,6 +171,20 @@ def post(path: str, kind: type[Body], answer: Callable[[Body], Any]) -> Route:
     async def endpoint(request: Request) -> Response:
         body = kind.model_validate_json(await request.body())
         return to_json(await run_in_threadpool(answer, body))
+
+    return Route(path, endpoint, methods=["POST"])
+
+
+def post_form(path: str, answer: Callable[[Form], Any]) -> Route:
+    """A route with a form, whose files are bytes; `answer` runs in a thread."""
+
+    async def endpoint(request: Request) -> Response:
+        async with request.form(max_part_size=MAX_IMAGE_BYTES) as fields:
+            form: Form = {
+                name: field if isinstance(field, str) else await field.read()
+                for name, field in fields.items()
+            }
+        return to_json(await run_in_threadpool(answer, form))
 
     return Route(path, endpoint, methods=["POST"])
 

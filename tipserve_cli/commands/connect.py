@@ -38,6 +38,7 @@ class ConnectOptions:
         label_studio_url: Label Studio's own URL, for the images that are stored in it.
         label_studio_token_file: File with a token of Label Studio. Default: the variable
             LABEL_STUDIO_API_KEY.
+        immich_upstream: URL of Immich's own machine learning, for faces and text in images.
     """
 
     host: str = "127.0.0.1"
@@ -46,6 +47,7 @@ class ConnectOptions:
     connector_key_file: Path | None = None
     label_studio_url: Annotated[str, Parameter(show_default=False)] = ""
     label_studio_token_file: Path | None = None
+    immich_upstream: Annotated[str, Parameter(show_default=False)] = ""
 
     def images(self) -> ImageFetcher:
         """What reads the tool's images."""
@@ -87,7 +89,12 @@ def run(
     key = _first_word(key_file) if key_file else None
     port = connector.port if options.port is None else options.port
     with opened_engine(model, heads=()) as engine:
-        backend = Backend(client=engine.client, model=model.served_name, images=options.images())
+        backend = Backend(
+            client=engine.client,
+            model=model.served_name,
+            images=options.images(),
+            upstream=options.immich_upstream,
+        )
         app = new_app(import_module(connector.module).routes(backend), key=key)
         config = uvicorn.Config(
             app,

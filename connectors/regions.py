@@ -1,7 +1,7 @@
 """Regions of words or of examples: the instances of a mask, and their outlines."""
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from connectors.app import Backend
 from tipserve_cli import local
@@ -10,15 +10,20 @@ from tipserve_client import Example, Instance
 # Of the image: smaller regions are left out.
 LEAST_SHARE: Final = 0.001
 TOLERANCE_PX: Final = 1.0
+# Without prompts this name stands for the classes of the model's head; a tool means the word.
+MODEL: Final = "model"
 # A class by its name: what asks for it; without prompts the name itself.
 Classes = Mapping[str, Sequence[str]] | Mapping[str, Sequence[Example]]
 
 
 def find_regions(backend: Backend, image: bytes, classes: Classes) -> list[Instance]:
     """The regions of an image; a class that the image lacks has none."""
+    asked: Any = dict(classes)
+    if MODEL in asked and not asked[MODEL]:
+        asked[MODEL] = [MODEL]
     (found,) = backend.client.segment(
         image,
-        classes,
+        asked,
         background="auto",
         include_instances=True,
         min_area_share=LEAST_SHARE,

@@ -9,6 +9,7 @@ from pycocotools import mask as coco
 
 from connectors.app import Backend, ImageFetcher
 from connectors.regions import find_regions, outline
+from tests.connectors.conftest import Dogs
 from tipserve_cli.local import load
 from tipserve_client import Example, Instance
 
@@ -27,6 +28,12 @@ def test_an_outline_is_the_outer_one() -> None:
         counts=coco.encode(mask_HW)["counts"].decode(),
     )
     assert sorted(outline(region)) == [(5, 2), (5, 12), (25, 2), (25, 12)]
+
+
+def test_a_label_named_model_is_a_word(backend: Backend, dogs: Dogs) -> None:
+    find_regions(backend, b"\x89PNG", {"model": [], "dog": []})
+    (asked,) = dogs.requests
+    assert [one["prompts"] for one in asked.fields["classes"]] == [["model"], []]
 
 
 @pytest.mark.slow

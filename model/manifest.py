@@ -64,7 +64,10 @@ class ZeroShot(ManifestPart):
     `mode` is whether the model sees an image whole or in overlapping windows, `quality` how cosines
     of patches become those of pixels. With `background` "auto" a pixel is background if its class
     has a cosine below `background_level`, from 0 for the least to 1 for the largest cosine of the
-    class in the image; a class whose largest cosine is below `least_cosine` is absent.
+    class in the image; a class whose largest cosine is below `least_cosine` is absent. The
+    confidence in a mask is the logistic function of `confidence_offset` plus `confidence_slope`
+    times the difference between the mean cosines with its class in the mask and outside of it;
+    without a slope it is not known.
     """
 
     features: Literal["values", "patches"] = "values"
@@ -80,6 +83,8 @@ class ZeroShot(ManifestPart):
     least_cosine: Annotated[
         float, Field(ge=-1, le=1, exclude_if=lambda cosine: cosine == LEAST_COSINE)
     ] = LEAST_COSINE
+    confidence_offset: Annotated[float, Field(exclude_if=lambda offset: offset == 0)] = 0
+    confidence_slope: Annotated[float, Field(ge=0, exclude_if=lambda slope: slope == 0)] = 0
 
 
 # The paper's protocol, for released weights.

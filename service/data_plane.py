@@ -68,6 +68,7 @@ from service.outputs.masks import (
     shorten,
     text_embedding,
 )
+from service.outputs.regions import Calibration
 from service.outputs.slide import Geometry
 from service.outputs.vectors import classify, pack, pack_all
 from service.validation import (
@@ -639,8 +640,18 @@ def _mask_rules(
         level=request.background_level if request.background == "auto" else None,
         least_cosine=model.manifest.zero_shot.least_cosine,
     )
+    defaults = model.manifest.zero_shot
+    # Cosines with examples and with vectors of a head are much larger than with texts.
+    is_calibrated = defaults.confidence_slope > 0 and prompts is not NO_PROMPTS
     rules = MaskRules(
-        features=features, temperature=_temperature(model, head), background=background
+        features=features,
+        temperature=_temperature(model, head),
+        background=background,
+        calibration=(
+            Calibration(defaults.confidence_offset, defaults.confidence_slope)
+            if is_calibrated
+            else None
+        ),
     )
     finder = model.info.foreground
     if finder is None or request.quality == "published":

@@ -3,9 +3,10 @@
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import repeat
 from typing import Annotated, Any, Final, Literal, get_args
 
 import numpy as np
@@ -325,6 +326,8 @@ class Segmentation:
         area_shares: Share of all pixels for the background and then each class.
         class_scores: Mean probability of each class over its pixels; 0 without a pixel. Empty if
             not requested.
+        confidences: Probability that the mask of each class is right; 0 without a pixel. Empty if
+            not requested or not known.
         instances: By class, then the largest first; empty if not requested.
         cosines_KHW: Cosine of every class, without background classes; None if not requested.
     """
@@ -333,8 +336,15 @@ class Segmentation:
     scores_HW: FloatArray | None
     area_shares: tuple[float, ...]
     class_scores: tuple[float, ...] = ()
+    confidences: tuple[float, ...] = ()
     instances: tuple[Instance, ...] = ()
     cosines_KHW: FloatArray | None = None
+
+    @property
+    def class_rows(self) -> Iterator[tuple[float, float, float | None]]:
+        """Area share, score and confidence of each class; the last is None if it is not known."""
+        known = self.confidences or repeat(None, len(self.class_scores))
+        return zip(self.area_shares[1:], self.class_scores, known, strict=True)
 
     @property
     def wire_labels(self) -> NDArray[np.uint16]:

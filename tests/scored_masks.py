@@ -51,7 +51,9 @@ def object_iou(given: SegmentationSet, segment: Segment, only: Iterable[str] = (
         shown = [given.names[label] for label in sorted(given.shown(index))]
         own = [name for name in shown if name in things]
         names = [*own, *absent_names(things, own, given.images[index].label)]
-        called_HW = _classes(given, names, segment(given.images[index].read(), names), BACKGROUND)
+        called_HW = called_classes(
+            given, names, segment(given.images[index].read(), names), BACKGROUND
+        )
         found += [iou(truth_HW, called_HW, one) for one in objects_of(truth_HW)]
     return 100 * float(np.mean(found))
 
@@ -62,7 +64,9 @@ def given_iou(given: SegmentationSet, segment: Segment) -> float:
     for index in range(len(given.images)):
         truth_HW = given.read(index)
         names = [given.names[label] for label in sorted(given.shown(index))]
-        called_HW = _classes(given, names, segment(given.images[index].read(), names), NO_CLASS)
+        called_HW = called_classes(
+            given, names, segment(given.images[index].read(), names), NO_CLASS
+        )
         found += [iou(truth_HW, called_HW, one) for one in objects_of(truth_HW)]
     return 100 * float(np.mean(found))
 
@@ -72,10 +76,10 @@ def _chosen(given: SegmentationSet, only: Iterable[str]) -> list[int]:
     return [stems.index(name) for name in only] or list(range(len(stems)))
 
 
-def _classes(
+def called_classes(
     given: SegmentationSet, names: list[str], labels_HW: NDArray[Any], nothing: int
 ) -> NDArray[np.int64]:
-    """Classes of the set for labels of an answer."""
+    """Classes of the set, or `nothing`, for the labels of an answer about these names."""
     classes = np.asarray([nothing, *map(list(given.names).index, names)])
     called_HW: NDArray[np.int64] = classes[labels_HW.astype(np.int64)]
     return called_HW

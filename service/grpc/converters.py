@@ -193,10 +193,17 @@ def _fill_embedding(item: Any, result: Any, answer: EmbedImagesResponse) -> None
 def _fill_mask(
     item: segment_pb2.Segmentation, mask: Segmentation, answer: SegmentImagesResponse
 ) -> None:
-    item.background_share, *shares = mask.area_shares
-    rows = zip(answer.classes, shares, mask.class_scores, strict=True)
-    for k, (name, share, score) in enumerate(rows, start=1):
-        item.classes.add(label=k, name=name, color=class_color(k), area_share=share, score=score)
+    item.background_share = mask.area_shares[0]
+    rows = zip(answer.classes, mask.class_rows, strict=True)
+    for k, (name, (share, score, confidence)) in enumerate(rows, start=1):
+        item.classes.add(
+            label=k,
+            name=name,
+            color=class_color(k),
+            area_share=share,
+            score=score,
+            confidence=confidence,
+        )
     write_tensor(item.labels, mask.wire_labels)
     if mask.scores_HW is not None:
         write_tensor(item.scores, mask.scores_HW)

@@ -44,6 +44,7 @@ from service.messages import (
 from service.outputs.colours import COLOUR_SCALE, MAX_PALETTE_CLASSES, PALETTE, levels_between
 from service.outputs.png import write_png
 from service.outputs.regions import (
+    Calibration,
     class_probabilities,
     class_scores,
     find_instances,
@@ -72,6 +73,7 @@ class MaskRules:
         background: What counts as background.
         people: Which of the classes mean people.
         animals: Which of the classes are animals, if there is a background.
+        calibration: Of the confidence in masks; None if it is not known.
     """
 
     features: ImageOutput
@@ -79,6 +81,7 @@ class MaskRules:
     background: Background = NO_BACKGROUND
     people: Sequence[int] = ()
     animals: Sequence[int] = ()
+    calibration: Calibration | None = None
 
     @property
     def uses_foreground(self) -> bool:
@@ -237,7 +240,7 @@ def segment_image(
         if cosines_KHW is not None:
             yield from _upsample(cosine_Khw, cosines_KHW)
     yield
-    described = yield from _described(result, request, rules.temperature)
+    described = yield from _described(result, request, rules.temperature, rules.calibration)
     return replace(described, cosines_KHW=cosines_KHW)
 
 
@@ -276,11 +279,15 @@ def segment_by_head(
 
 
 def _described(
-    result: SegmentationMap, request: SegmentImagesRequest, temperature: float
+    result: SegmentationMap,
+    request: SegmentImagesRequest,
+    temperature: float,
+    calibration: Calibration | None = None,
 ) -> Steps[Segmentation]:
-    """Steps that add areas, and scores and instances if requested."""
+    """Steps that add areas, and scores, confidences and instances if requested."""
     labels_HW = result.labels_HW
     scores: tuple[float, ...] = ()
+    confidences: tuple[float, ...] = ()
     instances: tuple[Instance, ...] = ()
     if request.include_class_scores or request.include_instances:
         assert result.cosine_Khw is not None
@@ -290,6 +297,10 @@ def _described(
         sum_R = score_pixels(runs, probability_Khw, labels_HW.shape)
         if request.include_class_scores:
             scores = class_scores(runs, sum_R, len(request.classes))
+            if calibration is not None:
+                confidences = calibration.confidences(
+                    labels_HW, result.cosine_Khw, len(request.classes)
+                )
         if request.include_instances:
             yield
             instances = find_instances(
@@ -300,6 +311,7 @@ def _described(
         scores_HW=result.score_HW,
         area_shares=tuple((result.counts / labels_HW.size).tolist()),
         class_scores=scores,
+        confidences=confidences,
         instances=instances,
     )
 

@@ -13,12 +13,15 @@ Shape legend: H W pixels, K classes, h w patch grid, R runs, E pairs of runs tha
 between or around the runs of an instance.
 """
 
+import math
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.segmentation import bilinear_matrix, pixel_centres
+from model.winner_map import Labels
 from service.messages import FloatArray, Holes, Instance
 from service.outputs.run_lengths import Runs
 
@@ -81,6 +84,44 @@ def class_scores(runs: Runs, sum_R: Floats, num_classes: int) -> tuple[float, ..
     counts = np.bincount(runs.label_R, runs.num_pixels, num_classes + 1)[1:]
     # Sums of float32 may exceed their number in the last digits.
     return tuple(np.minimum(sums / np.maximum(counts, 1), 1).tolist())
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How likely a mask is right: the logistic function of the contrast of its class.
+
+    The contrast is the difference between the mean cosines with the class in its mask and outside.
+    See docs/evaluation.md for how well it predicts, and `model.manifest.ZeroShot`.
+    """
+
+    offset: float
+    slope: float
+
+    def confidences(
+        self, labels_HW: Labels, cosine_Khw: FloatArray, num_classes: int
+    ) -> tuple[float, ...]:
+        """Probability that each mask is right; 0 for a class without a pixel.
+
+        Args:
+            labels_HW: The label map.
+            cosine_Khw: Of the classes, and then of others.
+            num_classes: Without these others.
+        """
+        rows_h, columns_w = (
+            (np.arange(num) * 2 + 1) * size // (2 * num)
+            for num, size in zip(cosine_Khw.shape[1:], labels_HW.shape, strict=True)
+        )
+        label_hw = labels_HW[rows_h[:, None], columns_w]
+        has_pixels = np.zeros(num_classes + 1, np.bool_)
+        has_pixels[np.unique(labels_HW)] = True
+        found = [0.0] * num_classes
+        for k in np.flatnonzero(has_pixels[1:]).tolist():
+            cosine_hw, is_in_hw = cosine_Khw[k], label_hw == k + 1
+            # A mask may be smaller than a place of the map, or cover all of them.
+            inside = float(cosine_hw[is_in_hw].mean() if is_in_hw.any() else cosine_hw.max())
+            outside = float(cosine_hw.min() if is_in_hw.all() else cosine_hw[~is_in_hw].mean())
+            found[k] = 1 / (1 + math.exp(-self.offset - self.slope * (inside - outside)))
+        return tuple(found)
 
 
 def find_instances(

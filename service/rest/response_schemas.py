@@ -121,6 +121,11 @@ class ClassArea(BaseModel):
         "model's temperature, among all classes, background classes and the threshold. 0 without "
         "a pixel."
     )
+    confidence: float | None = optional(
+        "Probability that the mask is right, that is, has an IoU of 0.5 or more with the thing of "
+        "this name. 0 without a pixel. Left out if the model cannot tell, and for classes by "
+        "example or of a head."
+    )
     area: int | None = optional("Pixels.")
     bbox: list[int] | None = optional("Left, top, width and height, in pixels.")
     segmentation: RunLengths | list[list[int]] | None = optional(

@@ -394,12 +394,11 @@ def _mask_fields(
 ) -> dict[str, Any]:
     """The size, the classes and the instances of a mask."""
     height, width = mask.labels_HW.shape
-    background_share, *shares = mask.area_shares
-    rows = zip(names, shares, mask.class_scores, strict=True)
-    classes: list[dict[str, Any]] = [
-        {"label": k, "name": name, "color": class_color(k), "area_share": share, "score": score}
-        for k, (name, share, score) in enumerate(rows, start=1)
-    ]
+    classes: list[dict[str, Any]] = []
+    for k, (share, score, confidence) in enumerate(mask.class_rows, start=1):
+        one = {"label": k, "name": names[k - 1], "color": class_color(k)}
+        one |= {"area_share": share, "score": score}
+        classes.append(one if confidence is None else {**one, "confidence": confidence})
     polygons: list[list[Polygon]] = []
     if options.format == "polygons":
         polygons = class_polygons(
@@ -419,7 +418,7 @@ def _mask_fields(
         "height": height,
         "width": width,
         "classes": classes,
-        "background_share": background_share,
+        "background_share": mask.area_shares[0],
     }
     if options.include_instances:
         fields["instances"] = _instances(mask, options, polygons)

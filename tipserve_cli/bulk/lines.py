@@ -90,7 +90,11 @@ class CocoTask(LinesTask):
         (mask,) = client.segment(image.read(), self.classes, include_instances=True, **self.asked)
         height, width = mask.labels.shape
         names = ("label", "area", "box", "score", "counts")
-        instances = [{name: getattr(one, name) for name in names} for one in mask.instances]
+        instances = [
+            {name: getattr(one, name) for name in names}
+            | {"confidence": mask.classes[one.label - 1].confidence}
+            for one in mask.instances
+        ]
         line = {"height": height, "width": width, "instances": instances}
         if self._leaves_names_to_head:
             line["classes"] = [one.name for one in mask.classes]
@@ -145,6 +149,7 @@ class CocoTask(LinesTask):
 
 
 def _annotation(number: int, image: int, instance: Line, line: Line) -> Line:
+    confidence = instance.get("confidence")
     return {
         "id": number,
         "image_id": image,
@@ -152,6 +157,7 @@ def _annotation(number: int, image: int, instance: Line, line: Line) -> Line:
         "bbox": instance["box"],
         "area": instance["area"],
         "score": instance["score"],
+        **({} if confidence is None else {"confidence": confidence}),
         "iscrowd": 0,
         "segmentation": {"size": [line["height"], line["width"]], "counts": instance["counts"]},
     }

@@ -189,4 +189,6 @@ def _describe(mask: Segmentation, stream: Any) -> None:
         print(f"0 background: {100 * counts[0] / mask.labels.size:.1f} % #000000", file=stream)
     for one in mask.classes:
         share = 100 * counts[one.label] / mask.labels.size
-        print(f"{one.label} {one.name}: {share:.1f} % {one.color}", file=stream)
+        is_known = one.confidence is not None and counts[one.label]
+        told = f", confidence {one.confidence:.2f}" if is_known else ""
+        print(f"{one.label} {one.name}: {share:.1f} % {one.color}{told}", file=stream)

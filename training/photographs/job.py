@@ -138,6 +138,9 @@ class PhotographsJob:
                 "quality": "fast",
                 "background": "auto",
                 "least_cosine": 0.12,
+                # By `python -m tests.calibration`.
+                "confidence_offset": -2.7,
+                "confidence_slope": 7.9,
             },
             "recipe": "photographs",
             "commit": code_version()["commit"] or "unknown",

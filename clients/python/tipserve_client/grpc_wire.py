@@ -345,7 +345,12 @@ def _value(request: Request, row: Any) -> Any:
 def _segmentation(item: segment_pb2.Segmentation) -> Segmentation:
     names = ("labels", "scores", "cosines")
     arrays = {n: array(getattr(item, n)) if item.HasField(n) else None for n in names}
-    classes = tuple(read_fields(ClassArea, one) for one in item.classes)
+    classes = tuple(
+        read_fields(
+            ClassArea, one, confidence=one.confidence if one.HasField("confidence") else None
+        )
+        for one in item.classes
+    )
     instances = tuple(
         read_fields(
             Instance,

@@ -294,7 +294,9 @@ def _json_value(method: Method, item: Mapping[str, Any]) -> Any:
         return [read_fields(ClassScore, one) for one in item["classes"]]
     names = ("labels", "scores", "cosines")
     arrays = {name: _json_array(item[name]) if name in item else None for name in names}
-    classes = tuple(read_fields(ClassArea, one) for one in item["classes"])
+    classes = tuple(
+        read_fields(ClassArea, one, confidence=one.get("confidence")) for one in item["classes"]
+    )
     instances = tuple(
         read_fields(
             Instance,

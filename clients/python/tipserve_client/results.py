@@ -110,6 +110,8 @@ class ClassArea:
         color: In PNG masks of the server, `#rrggbb`.
         area_share: Share of the mask's pixels.
         score: Mean probability of the class over its pixels; 0 without a pixel.
+        confidence: Probability that the mask is right, that is, has an IoU of 0.5 or more with the
+            thing of this name; 0 without a pixel. None if the model cannot tell.
     """
 
     label: int
@@ -117,6 +119,7 @@ class ClassArea:
     color: str
     area_share: float
     score: float
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

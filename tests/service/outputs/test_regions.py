@@ -9,6 +9,7 @@ from model.segmentation import segment, upsample_bilinear
 from service.messages import Holes
 from service.outputs import regions, run_lengths
 from service.outputs.regions import (
+    Calibration,
     class_probabilities,
     class_scores,
     find_instances,
@@ -116,6 +117,23 @@ def test_instances_are_the_regions_without_their_small_holes(
     assert sorted(drawn) == sorted(expected)
     assert [one.area for one in found] == [mask.sum() for mask in masks]
     assert {one.score for one in found} == {0.25}, "a mean over the pixels of the class"
+
+
+def test_a_confidence_is_the_logistic_of_the_contrast_between_a_mask_and_the_rest() -> None:
+    calibration = Calibration(offset=-1, slope=5)
+    cosine_Khw = np.array([[[0.8, 0.2]], [[0.3, 0.3]], [[0.1, 0.5]], [[0, 0]]], np.float32)
+    labels_HW = np.array([[1, 1, 2, 2]] * 3, np.uint8)
+    found = calibration.confidences(labels_HW, cosine_Khw, 3)
+    assert found == pytest.approx([1 / (1 + np.exp(1 - 5 * 0.6)), 1 / (1 + np.exp(1)), 0])
+    # A mask that covers no place of the map, and one that covers all.
+    speck_HW = np.array([[0, 0, 3, 0]], np.uint8)
+    assert calibration.confidences(speck_HW, cosine_Khw, 3)[2] == pytest.approx(
+        1 / (1 + np.exp(1 - 5 * (0.5 - 0.3)))
+    )
+    all_HW = np.full((2, 2), 3, np.uint16)
+    assert calibration.confidences(all_HW, cosine_Khw, 3)[2] == pytest.approx(
+        1 / (1 + np.exp(1 - 5 * (0.3 - 0.1)))
+    )
 
 
 def test_a_map_of_background_has_neither_scores_nor_instances() -> None:

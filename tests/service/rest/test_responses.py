@@ -37,6 +37,7 @@ MASK = messages.Segmentation(
     scores_HW=noise((9, 9)),
     area_shares=(0.5, 0.25, 0.25),
     class_scores=(0.5, 0.75),
+    confidences=(0.125, 0.5),
     instances=find_instances(RUNS, RUNS.num_pixels.astype(np.float64) / 2, (9, 9), 0.001),
 )
 MASK_ANSWER = messages.SegmentImagesResponse(
@@ -189,6 +190,19 @@ def test_cocos_formats_give_classes_and_instances_back(mask_format: Any) -> None
             is_class_HW = one["label"] == LABELS
             np.testing.assert_array_equal(mask_of(one["segmentation"]), is_class_HW)
             assert (one["area"], one["bbox"]) == (is_class_HW.sum(), box)
+
+
+def test_a_class_has_its_confidence_if_it_is_known() -> None:
+    (entry,) = MASKS.json(MASK_ANSWER)["data"]
+    assert [one["confidence"] for one in entry["classes"]] == [0.125, 0.5]
+    (sent,) = from_segment_images(MASK_ANSWER).segmentations
+    assert [one.confidence for one in sent.classes] == [0.125, 0.5]
+    unknown = dataclasses.replace(MASK, confidences=())
+    answer = dataclasses.replace(MASK_ANSWER, segmentations=(unknown,))
+    (entry,) = MASKS.json(answer)["data"]
+    assert "confidence" not in entry["classes"][0]
+    (sent,) = from_segment_images(answer).segmentations
+    assert not sent.classes[0].HasField("confidence")
 
 
 def test_polygons_have_no_holes_and_no_specks_by_default() -> None:

@@ -28,27 +28,27 @@ from . import tensor_pb2 as tipserve_dot_v1_dot_tensor__pb2
 from . import text_pb2 as tipserve_dot_v1_dot_text__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tipserve/v1/segment.proto\x12\x0btipserve.v1\x1a\x17tipserve/v1/image.proto\x1a\x1ctipserve/v1/item_error.proto\x1a\x18tipserve/v1/tensor.proto\x1a\x16tipserve/v1/text.proto\"\x81\x01\n\x0cSegmentClass\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07prompts\x18\x02 \x03(\t\x12+\n\x08\x65xamples\x18\x03 \x03(\x0b\x32\x19.tipserve.v1.ClassExample\x12%\n\x04pool\x18\x04 \x01(\x0e\x32\x17.tipserve.v1.PromptPool\"\x1d\n\x05Point\x12\t\n\x01x\x18\x01 \x01(\x01\x12\t\n\x01y\x18\x02 \x01(\x01\"\x96\x01\n\x0c\x43lassExample\x12\r\n\x05image\x18\x01 \x01(\x05\x12#\n\x05point\x18\x02 \x01(\x0b\x32\x12.tipserve.v1.PointH\x00\x12\x1f\n\x03\x62ox\x18\x03 \x01(\x0b\x32\x10.tipserve.v1.BoxH\x00\x12\'\n\x04mask\x18\x04 \x01(\x0b\x32\x17.tipserve.v1.RunLengthsH\x00\x42\x08\n\x06region\"\xfe\x06\n\x14SegmentImagesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.tipserve.v1.Image\x12*\n\x07\x63lasses\x18\x03 \x03(\x0b\x32\x19.tipserve.v1.SegmentClass\x12)\n\ttemplates\x18\x04 \x01(\x0b\x32\x16.tipserve.v1.Templates\x12,\n\x08\x66\x65\x61tures\x18\x05 \x01(\x0e\x32\x1a.tipserve.v1.DenseFeatures\x12\x17\n\nresolution\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\x1d\n\x03\x66it\x18\x07 \x01(\x0e\x32\x10.tipserve.v1.Fit\x12!\n\x14\x62\x61\x63kground_threshold\x18\x08 \x01(\x02H\x01\x88\x01\x01\x12\x35\n\x12\x62\x61\x63kground_classes\x18\t \x03(\x0b\x32\x19.tipserve.v1.SegmentClass\x12\x1b\n\x0einclude_scores\x18\n \x01(\x08H\x02\x88\x01\x01\x12&\n\x04mode\x18\x0b \x01(\x0e\x32\x18.tipserve.v1.SegmentMode\x12\x14\n\x07partial\x18\x0c \x01(\x08H\x03\x88\x01\x01\x12\x1e\n\x11include_instances\x18\r \x01(\x08H\x04\x88\x01\x01\x12\x1b\n\x0emin_area_share\x18\x0e \x01(\x01H\x05\x88\x01\x01\x12#\n\x04size\x18\x0f \x01(\x0e\x32\x15.tipserve.v1.MaskSize\x12\x32\n\nbackground\x18\x10 \x01(\x0e\x32\x1e.tipserve.v1.SegmentBackground\x12,\n\x07quality\x18\x11 \x01(\x0e\x32\x1b.tipserve.v1.SegmentQuality\x12\x1d\n\x10\x62\x61\x63kground_level\x18\x12 \x01(\x02H\x06\x88\x01\x01\x12\x1f\n\x12include_all_scores\x18\x13 \x01(\x08H\x07\x88\x01\x01\x12!\n\x05holes\x18\x14 \x01(\x0e\x32\x12.tipserve.v1.HolesB\r\n\x0b_resolutionB\x17\n\x15_background_thresholdB\x11\n\x0f_include_scoresB\n\n\x08_partialB\x14\n\x12_include_instancesB\x11\n\x0f_min_area_shareB\x13\n\x11_background_levelB\x15\n\x13_include_all_scores\"Z\n\tClassArea\x12\r\n\x05label\x18\x01 \x01(\x05\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x63olor\x18\x03 \x01(\t\x12\x12\n\narea_share\x18\x04 \x01(\x01\x12\r\n\x05score\x18\x05 \x01(\x01\";\n\nRunLengths\x12\x0e\n\x06height\x18\x01 \x01(\x05\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x0e\n\x06\x63ounts\x18\x03 \x01(\t\"?\n\x03\x42ox\x12\x0c\n\x04left\x18\x01 \x01(\x01\x12\x0b\n\x03top\x18\x02 \x01(\x01\x12\r\n\x05width\x18\x03 \x01(\x01\x12\x0e\n\x06height\x18\x04 \x01(\x01\"|\n\x08Instance\x12\r\n\x05label\x18\x01 \x01(\x05\x12\x0c\n\x04\x61rea\x18\x02 \x01(\x03\x12\x1d\n\x03\x62ox\x18\x03 \x01(\x0b\x32\x10.tipserve.v1.Box\x12\r\n\x05score\x18\x04 \x01(\x01\x12%\n\x04mask\x18\x05 \x01(\x0b\x32\x17.tipserve.v1.RunLengths\"\xeb\x01\n\x0cSegmentation\x12#\n\x06labels\x18\x01 \x01(\x0b\x32\x13.tipserve.v1.Tensor\x12#\n\x06scores\x18\x02 \x01(\x0b\x32\x13.tipserve.v1.Tensor\x12\'\n\x07\x63lasses\x18\x03 \x03(\x0b\x32\x16.tipserve.v1.ClassArea\x12\x18\n\x10\x62\x61\x63kground_share\x18\x04 \x01(\x01\x12(\n\tinstances\x18\x05 \x03(\x0b\x32\x15.tipserve.v1.Instance\x12$\n\x07\x63osines\x18\x06 \x01(\x0b\x32\x13.tipserve.v1.Tensor\"\x80\x01\n\x15SegmentImagesResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x30\n\rsegmentations\x18\x02 \x03(\x0b\x32\x19.tipserve.v1.Segmentation\x12&\n\x06\x65rrors\x18\x03 \x03(\x0b\x32\x16.tipserve.v1.ItemError*f\n\rDenseFeatures\x12\x1e\n\x1a\x44\x45NSE_FEATURES_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45NSE_FEATURES_VALUES\x10\x01\x12\x1a\n\x16\x44\x45NSE_FEATURES_PATCHES\x10\x02*T\n\nPromptPool\x12\x1b\n\x17PROMPT_POOL_UNSPECIFIED\x10\x00\x12\x14\n\x10PROMPT_POOL_MEAN\x10\x01\x12\x13\n\x0fPROMPT_POOL_MAX\x10\x02*[\n\x0bSegmentMode\x12\x1c\n\x18SEGMENT_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12SEGMENT_MODE_WHOLE\x10\x01\x12\x16\n\x12SEGMENT_MODE_SLIDE\x10\x02*d\n\x08MaskSize\x12\x19\n\x15MASK_SIZE_UNSPECIFIED\x10\x00\x12\x13\n\x0fMASK_SIZE_IMAGE\x10\x01\x12\x13\n\x0fMASK_SIZE_MODEL\x10\x02\x12\x13\n\x0fMASK_SIZE_PATCH\x10\x03*>\n\x05Holes\x12\x15\n\x11HOLES_UNSPECIFIED\x10\x00\x12\x0e\n\nHOLES_FILL\x10\x01\x12\x0e\n\nHOLES_KEEP\x10\x02*q\n\x11SegmentBackground\x12\"\n\x1eSEGMENT_BACKGROUND_UNSPECIFIED\x10\x00\x12\x1b\n\x17SEGMENT_BACKGROUND_NONE\x10\x01\x12\x1b\n\x17SEGMENT_BACKGROUND_AUTO\x10\x02*\x84\x01\n\x0eSegmentQuality\x12\x1f\n\x1bSEGMENT_QUALITY_UNSPECIFIED\x10\x00\x12\x1d\n\x19SEGMENT_QUALITY_PUBLISHED\x10\x01\x12\x18\n\x14SEGMENT_QUALITY_FAST\x10\x02\x12\x18\n\x14SEGMENT_QUALITY_FINE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tipserve/v1/segment.proto\x12\x0btipserve.v1\x1a\x17tipserve/v1/image.proto\x1a\x1ctipserve/v1/item_error.proto\x1a\x18tipserve/v1/tensor.proto\x1a\x16tipserve/v1/text.proto\"\x81\x01\n\x0cSegmentClass\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07prompts\x18\x02 \x03(\t\x12+\n\x08\x65xamples\x18\x03 \x03(\x0b\x32\x19.tipserve.v1.ClassExample\x12%\n\x04pool\x18\x04 \x01(\x0e\x32\x17.tipserve.v1.PromptPool\"\x1d\n\x05Point\x12\t\n\x01x\x18\x01 \x01(\x01\x12\t\n\x01y\x18\x02 \x01(\x01\"\x96\x01\n\x0c\x43lassExample\x12\r\n\x05image\x18\x01 \x01(\x05\x12#\n\x05point\x18\x02 \x01(\x0b\x32\x12.tipserve.v1.PointH\x00\x12\x1f\n\x03\x62ox\x18\x03 \x01(\x0b\x32\x10.tipserve.v1.BoxH\x00\x12\'\n\x04mask\x18\x04 \x01(\x0b\x32\x17.tipserve.v1.RunLengthsH\x00\x42\x08\n\x06region\"\xfe\x06\n\x14SegmentImagesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.tipserve.v1.Image\x12*\n\x07\x63lasses\x18\x03 \x03(\x0b\x32\x19.tipserve.v1.SegmentClass\x12)\n\ttemplates\x18\x04 \x01(\x0b\x32\x16.tipserve.v1.Templates\x12,\n\x08\x66\x65\x61tures\x18\x05 \x01(\x0e\x32\x1a.tipserve.v1.DenseFeatures\x12\x17\n\nresolution\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\x1d\n\x03\x66it\x18\x07 \x01(\x0e\x32\x10.tipserve.v1.Fit\x12!\n\x14\x62\x61\x63kground_threshold\x18\x08 \x01(\x02H\x01\x88\x01\x01\x12\x35\n\x12\x62\x61\x63kground_classes\x18\t \x03(\x0b\x32\x19.tipserve.v1.SegmentClass\x12\x1b\n\x0einclude_scores\x18\n \x01(\x08H\x02\x88\x01\x01\x12&\n\x04mode\x18\x0b \x01(\x0e\x32\x18.tipserve.v1.SegmentMode\x12\x14\n\x07partial\x18\x0c \x01(\x08H\x03\x88\x01\x01\x12\x1e\n\x11include_instances\x18\r \x01(\x08H\x04\x88\x01\x01\x12\x1b\n\x0emin_area_share\x18\x0e \x01(\x01H\x05\x88\x01\x01\x12#\n\x04size\x18\x0f \x01(\x0e\x32\x15.tipserve.v1.MaskSize\x12\x32\n\nbackground\x18\x10 \x01(\x0e\x32\x1e.tipserve.v1.SegmentBackground\x12,\n\x07quality\x18\x11 \x01(\x0e\x32\x1b.tipserve.v1.SegmentQuality\x12\x1d\n\x10\x62\x61\x63kground_level\x18\x12 \x01(\x02H\x06\x88\x01\x01\x12\x1f\n\x12include_all_scores\x18\x13 \x01(\x08H\x07\x88\x01\x01\x12!\n\x05holes\x18\x14 \x01(\x0e\x32\x12.tipserve.v1.HolesB\r\n\x0b_resolutionB\x17\n\x15_background_thresholdB\x11\n\x0f_include_scoresB\n\n\x08_partialB\x14\n\x12_include_instancesB\x11\n\x0f_min_area_shareB\x13\n\x11_background_levelB\x15\n\x13_include_all_scores\"\x82\x01\n\tClassArea\x12\r\n\x05label\x18\x01 \x01(\x05\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x63olor\x18\x03 \x01(\t\x12\x12\n\narea_share\x18\x04 \x01(\x01\x12\r\n\x05score\x18\x05 \x01(\x01\x12\x17\n\nconfidence\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\r\n\x0b_confidence\";\n\nRunLengths\x12\x0e\n\x06height\x18\x01 \x01(\x05\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x0e\n\x06\x63ounts\x18\x03 \x01(\t\"?\n\x03\x42ox\x12\x0c\n\x04left\x18\x01 \x01(\x01\x12\x0b\n\x03top\x18\x02 \x01(\x01\x12\r\n\x05width\x18\x03 \x01(\x01\x12\x0e\n\x06height\x18\x04 \x01(\x01\"|\n\x08Instance\x12\r\n\x05label\x18\x01 \x01(\x05\x12\x0c\n\x04\x61rea\x18\x02 \x01(\x03\x12\x1d\n\x03\x62ox\x18\x03 \x01(\x0b\x32\x10.tipserve.v1.Box\x12\r\n\x05score\x18\x04 \x01(\x01\x12%\n\x04mask\x18\x05 \x01(\x0b\x32\x17.tipserve.v1.RunLengths\"\xeb\x01\n\x0cSegmentation\x12#\n\x06labels\x18\x01 \x01(\x0b\x32\x13.tipserve.v1.Tensor\x12#\n\x06scores\x18\x02 \x01(\x0b\x32\x13.tipserve.v1.Tensor\x12\'\n\x07\x63lasses\x18\x03 \x03(\x0b\x32\x16.tipserve.v1.ClassArea\x12\x18\n\x10\x62\x61\x63kground_share\x18\x04 \x01(\x01\x12(\n\tinstances\x18\x05 \x03(\x0b\x32\x15.tipserve.v1.Instance\x12$\n\x07\x63osines\x18\x06 \x01(\x0b\x32\x13.tipserve.v1.Tensor\"\x80\x01\n\x15SegmentImagesResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x30\n\rsegmentations\x18\x02 \x03(\x0b\x32\x19.tipserve.v1.Segmentation\x12&\n\x06\x65rrors\x18\x03 \x03(\x0b\x32\x16.tipserve.v1.ItemError*f\n\rDenseFeatures\x12\x1e\n\x1a\x44\x45NSE_FEATURES_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45NSE_FEATURES_VALUES\x10\x01\x12\x1a\n\x16\x44\x45NSE_FEATURES_PATCHES\x10\x02*T\n\nPromptPool\x12\x1b\n\x17PROMPT_POOL_UNSPECIFIED\x10\x00\x12\x14\n\x10PROMPT_POOL_MEAN\x10\x01\x12\x13\n\x0fPROMPT_POOL_MAX\x10\x02*[\n\x0bSegmentMode\x12\x1c\n\x18SEGMENT_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12SEGMENT_MODE_WHOLE\x10\x01\x12\x16\n\x12SEGMENT_MODE_SLIDE\x10\x02*d\n\x08MaskSize\x12\x19\n\x15MASK_SIZE_UNSPECIFIED\x10\x00\x12\x13\n\x0fMASK_SIZE_IMAGE\x10\x01\x12\x13\n\x0fMASK_SIZE_MODEL\x10\x02\x12\x13\n\x0fMASK_SIZE_PATCH\x10\x03*>\n\x05Holes\x12\x15\n\x11HOLES_UNSPECIFIED\x10\x00\x12\x0e\n\nHOLES_FILL\x10\x01\x12\x0e\n\nHOLES_KEEP\x10\x02*q\n\x11SegmentBackground\x12\"\n\x1eSEGMENT_BACKGROUND_UNSPECIFIED\x10\x00\x12\x1b\n\x17SEGMENT_BACKGROUND_NONE\x10\x01\x12\x1b\n\x17SEGMENT_BACKGROUND_AUTO\x10\x02*\x84\x01\n\x0eSegmentQuality\x12\x1f\n\x1bSEGMENT_QUALITY_UNSPECIFIED\x10\x00\x12\x1d\n\x19SEGMENT_QUALITY_PUBLISHED\x10\x01\x12\x18\n\x14SEGMENT_QUALITY_FAST\x10\x02\x12\x18\n\x14SEGMENT_QUALITY_FINE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tipserve.v1.segment_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DENSEFEATURES']._serialized_start=2073
-  _globals['_DENSEFEATURES']._serialized_end=2175
-  _globals['_PROMPTPOOL']._serialized_start=2177
-  _globals['_PROMPTPOOL']._serialized_end=2261
-  _globals['_SEGMENTMODE']._serialized_start=2263
-  _globals['_SEGMENTMODE']._serialized_end=2354
-  _globals['_MASKSIZE']._serialized_start=2356
-  _globals['_MASKSIZE']._serialized_end=2456
-  _globals['_HOLES']._serialized_start=2458
-  _globals['_HOLES']._serialized_end=2520
-  _globals['_SEGMENTBACKGROUND']._serialized_start=2522
-  _globals['_SEGMENTBACKGROUND']._serialized_end=2635
-  _globals['_SEGMENTQUALITY']._serialized_start=2638
-  _globals['_SEGMENTQUALITY']._serialized_end=2770
+  _globals['_DENSEFEATURES']._serialized_start=2114
+  _globals['_DENSEFEATURES']._serialized_end=2216
+  _globals['_PROMPTPOOL']._serialized_start=2218
+  _globals['_PROMPTPOOL']._serialized_end=2302
+  _globals['_SEGMENTMODE']._serialized_start=2304
+  _globals['_SEGMENTMODE']._serialized_end=2395
+  _globals['_MASKSIZE']._serialized_start=2397
+  _globals['_MASKSIZE']._serialized_end=2497
+  _globals['_HOLES']._serialized_start=2499
+  _globals['_HOLES']._serialized_end=2561
+  _globals['_SEGMENTBACKGROUND']._serialized_start=2563
+  _globals['_SEGMENTBACKGROUND']._serialized_end=2676
+  _globals['_SEGMENTQUALITY']._serialized_start=2679
+  _globals['_SEGMENTQUALITY']._serialized_end=2811
   _globals['_SEGMENTCLASS']._serialized_start=148
   _globals['_SEGMENTCLASS']._serialized_end=277
   _globals['_POINT']._serialized_start=279
@@ -57,16 +57,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLASSEXAMPLE']._serialized_end=461
   _globals['_SEGMENTIMAGESREQUEST']._serialized_start=464
   _globals['_SEGMENTIMAGESREQUEST']._serialized_end=1358
-  _globals['_CLASSAREA']._serialized_start=1360
-  _globals['_CLASSAREA']._serialized_end=1450
-  _globals['_RUNLENGTHS']._serialized_start=1452
-  _globals['_RUNLENGTHS']._serialized_end=1511
-  _globals['_BOX']._serialized_start=1513
-  _globals['_BOX']._serialized_end=1576
-  _globals['_INSTANCE']._serialized_start=1578
-  _globals['_INSTANCE']._serialized_end=1702
-  _globals['_SEGMENTATION']._serialized_start=1705
-  _globals['_SEGMENTATION']._serialized_end=1940
-  _globals['_SEGMENTIMAGESRESPONSE']._serialized_start=1943
-  _globals['_SEGMENTIMAGESRESPONSE']._serialized_end=2071
+  _globals['_CLASSAREA']._serialized_start=1361
+  _globals['_CLASSAREA']._serialized_end=1491
+  _globals['_RUNLENGTHS']._serialized_start=1493
+  _globals['_RUNLENGTHS']._serialized_end=1552
+  _globals['_BOX']._serialized_start=1554
+  _globals['_BOX']._serialized_end=1617
+  _globals['_INSTANCE']._serialized_start=1619
+  _globals['_INSTANCE']._serialized_end=1743
+  _globals['_SEGMENTATION']._serialized_start=1746
+  _globals['_SEGMENTATION']._serialized_end=1981
+  _globals['_SEGMENTIMAGESRESPONSE']._serialized_start=1984
+  _globals['_SEGMENTIMAGESRESPONSE']._serialized_end=2112
 # @@protoc_insertion_point(module_scope)

@@ -155,18 +155,20 @@ class SegmentImagesRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., images: _Optional[_Iterable[_Union[_image_pb2.Image, _Mapping]]] = ..., classes: _Optional[_Iterable[_Union[SegmentClass, _Mapping]]] = ..., templates: _Optional[_Union[_text_pb2.Templates, _Mapping]] = ..., features: _Optional[_Union[DenseFeatures, str]] = ..., resolution: _Optional[int] = ..., fit: _Optional[_Union[_image_pb2.Fit, str]] = ..., background_threshold: _Optional[float] = ..., background_classes: _Optional[_Iterable[_Union[SegmentClass, _Mapping]]] = ..., include_scores: bool = ..., mode: _Optional[_Union[SegmentMode, str]] = ..., partial: bool = ..., include_instances: bool = ..., min_area_share: _Optional[float] = ..., size: _Optional[_Union[MaskSize, str]] = ..., background: _Optional[_Union[SegmentBackground, str]] = ..., quality: _Optional[_Union[SegmentQuality, str]] = ..., background_level: _Optional[float] = ..., include_all_scores: bool = ..., holes: _Optional[_Union[Holes, str]] = ...) -> None: ...
 
 class ClassArea(_message.Message):
-    __slots__ = ("label", "name", "color", "area_share", "score")
+    __slots__ = ("label", "name", "color", "area_share", "score", "confidence")
     LABEL_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     COLOR_FIELD_NUMBER: _ClassVar[int]
     AREA_SHARE_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     label: int
     name: str
     color: str
     area_share: float
     score: float
-    def __init__(self, label: _Optional[int] = ..., name: _Optional[str] = ..., color: _Optional[str] = ..., area_share: _Optional[float] = ..., score: _Optional[float] = ...) -> None: ...
+    confidence: float
+    def __init__(self, label: _Optional[int] = ..., name: _Optional[str] = ..., color: _Optional[str] = ..., area_share: _Optional[float] = ..., score: _Optional[float] = ..., confidence: _Optional[float] = ...) -> None: ...
 
 class RunLengths(_message.Message):
     __slots__ = ("height", "width", "counts")

@@ -298,9 +298,7 @@ def _described(
         if request.include_class_scores:
             scores = class_scores(runs, sum_R, len(request.classes))
             if calibration is not None:
-                confidences = calibration.confidences(
-                    labels_HW, result.cosine_Khw, len(request.classes)
-                )
+                confidences = calibration.confidences(labels_HW, result.cosine_Khw, result.counts)
         if request.include_instances:
             yield
             instances = find_instances(

@@ -98,24 +98,22 @@ class Calibration:
     slope: float
 
     def confidences(
-        self, labels_HW: Labels, cosine_Khw: FloatArray, num_classes: int
+        self, labels_HW: Labels, cosine_Khw: FloatArray, counts: NDArray[np.int64]
     ) -> tuple[float, ...]:
         """Probability that each mask is right; 0 for a class without a pixel.
 
         Args:
             labels_HW: The label map.
             cosine_Khw: Of the classes, and then of others.
-            num_classes: Without these others.
+            counts: Pixels of the background and then of each class, without these others.
         """
         rows_h, columns_w = (
             (np.arange(num) * 2 + 1) * size // (2 * num)
             for num, size in zip(cosine_Khw.shape[1:], labels_HW.shape, strict=True)
         )
         label_hw = labels_HW[rows_h[:, None], columns_w]
-        has_pixels = np.zeros(num_classes + 1, np.bool_)
-        has_pixels[np.unique(labels_HW)] = True
-        found = [0.0] * num_classes
-        for k in np.flatnonzero(has_pixels[1:]).tolist():
+        found = [0.0] * (len(counts) - 1)
+        for k in np.flatnonzero(counts[1:]).tolist():
             cosine_hw, is_in_hw = cosine_Khw[k], label_hw == k + 1
             # A mask may be smaller than a place of the map, or cover all of them.
             inside = float(cosine_hw[is_in_hw].mean() if is_in_hw.any() else cosine_hw.max())

@@ -1,7 +1,10 @@
 """Scores of classes and instances, against SciPy's labelling and whole arrays."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pycocotools import mask as coco
 from scipy import ndimage  # type: ignore[import-untyped]
 
@@ -122,18 +125,19 @@ def test_instances_are_the_regions_without_their_small_holes(
 def test_a_confidence_is_the_logistic_of_the_contrast_between_a_mask_and_the_rest() -> None:
     calibration = Calibration(offset=-1, slope=5)
     cosine_Khw = np.array([[[0.8, 0.2]], [[0.3, 0.3]], [[0.1, 0.5]], [[0, 0]]], np.float32)
+
+    def find(labels_HW: NDArray[Any]) -> tuple[float, ...]:
+        counts = np.bincount(labels_HW.ravel(), minlength=4)
+        return calibration.confidences(labels_HW, cosine_Khw, counts)
+
     labels_HW = np.array([[1, 1, 2, 2]] * 3, np.uint8)
-    found = calibration.confidences(labels_HW, cosine_Khw, 3)
+    found = find(labels_HW)
     assert found == pytest.approx([1 / (1 + np.exp(1 - 5 * 0.6)), 1 / (1 + np.exp(1)), 0])
     # A mask that covers no place of the map, and one that covers all.
     speck_HW = np.array([[0, 0, 3, 0]], np.uint8)
-    assert calibration.confidences(speck_HW, cosine_Khw, 3)[2] == pytest.approx(
-        1 / (1 + np.exp(1 - 5 * (0.5 - 0.3)))
-    )
+    assert find(speck_HW)[2] == pytest.approx(1 / (1 + np.exp(1 - 5 * (0.5 - 0.3))))
     all_HW = np.full((2, 2), 3, np.uint16)
-    assert calibration.confidences(all_HW, cosine_Khw, 3)[2] == pytest.approx(
-        1 / (1 + np.exp(1 - 5 * (0.3 - 0.1)))
-    )
+    assert find(all_HW)[2] == pytest.approx(1 / (1 + np.exp(1 - 5 * (0.3 - 0.1))))
 
 
 def test_a_map_of_background_has_neither_scores_nor_instances() -> None:

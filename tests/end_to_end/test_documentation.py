@@ -132,7 +132,7 @@ def test_a_line_of_curl_gives_the_file_that_it_names(
     ("index", "classes", "labels"),
     [
         (0, "squirrel", {(240, 200): 1, (300, 150): 1, (10, 10): 0, (470, 10): 0, (470, 370): 0}),
-        (1, "burger,sunflower,book", {(298, 107): 1, (98, 305): 2, (320, 320): 3}),
+        (1, "burger,sunflower,open%20book", {(298, 107): 1, (98, 305): 2, (320, 320): 3}),
     ],
 )
 def test_the_first_examples_find_what_they_name(

@@ -10,7 +10,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from model.winner_map import Labels
+
 MAX_PALETTE_CLASSES: Final = 255
+NUM_BRIGHT: Final = 8
+# Distance in RGB between a colour and the mean of the image below: sky and light blue have 80.
+LEAST_CONTRAST: Final = 150
+# Rows and columns of the image of which the mean is taken, at most.
+SAMPLE_SIDE: Final = 256
 # Black for background; eight bright colours, for tints and outlines over images; then each colour
 # as far as possible from the others, from dark to pale. The colour of a class depends on its number
 # only, so that masks of one request match.
@@ -58,6 +65,49 @@ def levels_between(values: NDArray[np.float32], first: float, last: float) -> ND
     factor = np.float32(255 / (last - first) if first != last else 0)
     levels: NDArray[np.float32] = np.rint((values - np.float32(first)) * factor)
     return levels.astype(np.uint8)
+
+
+def palette_index(labels_HW: Labels) -> NDArray[np.uint8]:
+    """The index of each label's colour; colours repeat after 255 classes."""
+    if labels_HW.dtype == np.uint8:
+        return labels_HW.astype(np.uint8, copy=False)
+    repeated_HW = (labels_HW - 1) % MAX_PALETTE_CLASSES + 1
+    return np.where(labels_HW, repeated_HW, 0).astype(np.uint8)
+
+
+def contrasting(
+    palette_K3: NDArray[np.uint8], labels_HW: Labels, pixels_HW3: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """A palette in which classes differ from the image below them.
+
+    A class whose colour is close to the mean of its pixels, or is taken by a class before it,
+    gets the bright colour that is farthest from that mean and not taken. Where more classes
+    than bright colours are shown, all keep theirs. The Python client draws by the same rules.
+
+    Args:
+        palette_K3: RGB of each label from 0, for the background.
+        labels_HW: The label map.
+        pixels_HW3: The image, RGB.
+    """
+    step = -(-max(labels_HW.shape) // SAMPLE_SIDE)
+    label_N = palette_index(labels_HW[::step, ::step]).ravel()
+    pixel_N3 = pixels_HW3[::step, ::step].reshape(-1, 3)
+    chosen_K3, bright_C3 = palette_K3.copy(), PALETTE[1 : NUM_BRIGHT + 1].astype(np.float64)
+    shown = [label for label in np.unique(label_N).tolist() if label]
+    if len(shown) > NUM_BRIGHT:
+        return chosen_K3
+    is_free_C = np.ones(NUM_BRIGHT, np.bool_)
+    for label in shown:
+        mean_3 = pixel_N3[label_N == label].mean(axis=0)
+        is_own_C = (bright_C3 == palette_K3[label]).all(axis=1)
+        is_taken = bool((is_own_C & ~is_free_C).any())
+        if is_taken or np.linalg.norm(palette_K3[label] - mean_3) < LEAST_CONTRAST:
+            contrast_C = np.linalg.norm(bright_C3 - mean_3, axis=1)
+            best = int(np.where(is_free_C, contrast_C, -1).argmax())
+            chosen_K3[label] = PALETTE[best + 1]
+            is_own_C = np.arange(NUM_BRIGHT) == best
+        is_free_C &= ~is_own_C
+    return chosen_K3
 
 
 def class_color(label: int) -> str:

@@ -41,7 +41,14 @@ from service.messages import (
     Segmentation,
     SegmentImagesRequest,
 )
-from service.outputs.colours import COLOUR_SCALE, MAX_PALETTE_CLASSES, PALETTE, levels_between
+from service.outputs.colours import (
+    COLOUR_SCALE,
+    MAX_PALETTE_CLASSES,
+    PALETTE,
+    contrasting,
+    levels_between,
+    palette_index,
+)
 from service.outputs.png import write_png
 from service.outputs.regions import (
     Calibration,
@@ -55,10 +62,15 @@ from service.outputs.slide import Geometry, segment_windows
 from service.validation import PromptGroup
 from service.waiting import Steps
 
-# Of classes, which are outlined too; and of cosines.
+# Of classes, which are outlined too; of black over the rest; and of cosines. The page, and the
+# Python client, draw classes by the same rules.
 TINT: Final = 0.4
+DIM: Final = 0.55
 HEATMAP_OPACITY: Final = 0.55
+# Within the edge of a class: a line in its colour, which differs from the dark rest, and within it
+# a black one, because the class itself may be as bright as its colour.
 OUTLINE_PX: Final = 2
+SHADE_PX: Final = 1
 # Share of the larger of two sizes: it knows outlines better, and names worse.
 FINER_SHARE: Final = np.float32(1 / 2)
 
@@ -332,7 +344,7 @@ def encode_labels_png(labels_HW: Labels) -> bytes:
 
 
 def encode_overlay_png(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> bytes:
-    """Encode the image with tinted and outlined classes; background is unchanged.
+    """Encode the image with tinted and outlined classes; background is dark.
 
     Raises:
         ValueError: Mask and image differ in size.
@@ -340,17 +352,20 @@ def encode_overlay_png(labels_HW: Labels, pixels_HW3: NDArray[np.uint8]) -> byte
     if labels_HW.shape != pixels_HW3.shape[:2]:
         raise ValueError(f"a mask {labels_HW.shape} does not fit an image {pixels_HW3.shape}")
 
+    palette = contrasting(PALETTE, labels_HW, pixels_HW3)
+
     def mixed(rows: slice) -> NDArray[np.uint8]:
         labels_hW = labels_HW[rows]
-        index_hW = labels_hW
-        if labels_hW.dtype != np.uint8:
-            repeated_hW = (labels_hW - 1) % MAX_PALETTE_CLASSES + 1
-            index_hW = np.where(labels_hW, repeated_hW, 0).astype(np.uint8)
-        image, painted = Image.fromarray(pixels_HW3[rows]), _painted(index_hW, PALETTE)
+        image, painted = (
+            Image.fromarray(pixels_HW3[rows]),
+            _painted(palette_index(labels_hW), palette),
+        )
         blended = Image.blend(image, painted, TINT)
-        blended.paste(image, mask=Image.fromarray(labels_hW == 0))
-        outline_hW = _near_edge(labels_HW, rows) & (labels_hW > 0)
-        blended.paste(painted, mask=Image.fromarray(outline_hW))
+        dark = Image.blend(image, Image.new("RGB", image.size), DIM)
+        blended.paste(dark, mask=Image.fromarray(labels_hW == 0))
+        for line, width in (("black", OUTLINE_PX + SHADE_PX), (painted, OUTLINE_PX)):
+            near_hW = _near_edge(labels_HW, rows, width) & (labels_hW > 0)
+            blended.paste(line, mask=Image.fromarray(near_hW))
         return np.asarray(blended)
 
     return write_png(labels_HW.shape, mixed)
@@ -363,13 +378,13 @@ def _painted(index_hW: NDArray[np.unsignedinteger], palette: NDArray[np.uint8]) 
     return image.convert("RGB")
 
 
-def _near_edge(labels_HW: Labels, rows: slice) -> NDArray[np.bool_]:
-    """Pixels of some rows with another label in row or column, at most `OUTLINE_PX` away."""
-    top = max(0, rows.start - OUTLINE_PX)
-    labels_hW = labels_HW[top : rows.stop + OUTLINE_PX]
+def _near_edge(labels_HW: Labels, rows: slice, width: int) -> NDArray[np.bool_]:
+    """Pixels of some rows with another label in row or column, at most so many pixels away."""
+    top = max(0, rows.start - width)
+    labels_hW = labels_HW[top : rows.stop + width]
     near_hW = np.zeros(labels_hW.shape, np.bool_)
     for labels, near in ((labels_hW, near_hW), (labels_hW.T, near_hW.T)):
-        for step in range(1, OUTLINE_PX + 1):
+        for step in range(1, width + 1):
             differs = labels[step:] != labels[:-step]
             near[step:] |= differs
             near[:-step] |= differs

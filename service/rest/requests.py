@@ -270,7 +270,8 @@ class SegmentImagesBody(ImageBody):
     """
     format: MaskFormat = "mask"
     """`mask`: one array; as PNG with colours. `labels`: a grey PNG, 16 bits from 256 classes on.
-    `overlay`: a PNG of the image with tinted and outlined classes. `heatmap`: a PNG of the image
+    `overlay`: a PNG of the image with tinted and outlined classes over the darkened rest; a class
+    whose colour is close to the image below gets another one. `heatmap`: a PNG of the image
     with the cosines of its one class, from dark violet for the least to pale yellow for the largest
     of the image. In JSON, each class in a format of COCO: `rle` (compressed), `rle_counts`
     (numbers), `polygons`."""

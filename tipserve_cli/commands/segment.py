@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from cyclopts import Parameter
+from numpy.typing import NDArray
 
 from model.graphs import DenseTask
 from model.image_codec import ImageLimits, decode_image
@@ -27,6 +28,7 @@ from tipserve_cli.model_options import (
     between,
 )
 from tipserve_client import Client, Segmentation
+from tipserve_client.drawing import contrasting
 
 # Endings of the output, by format.
 SUFFIXES: Final = {
@@ -56,7 +58,8 @@ class SegmentOptions:
         output: A .png or .npy file (for overlay also .jpg), or - for a PNG on standard output; a
             folder for the PNGs of several images; for coco .json.
         format: mask: labels, as PNG in colours; labels: a grey PNG; overlay: the image with
-            tinted and outlined classes; coco: instances with boxes, scores and run lengths.
+            tinted and outlined classes over the darkened rest; coco: instances with boxes, scores
+            and run lengths.
         min_area_share: Share of the pixels of the smallest instance, for coco; smaller holes are
             filled.
         holes: Keep the other holes of instances, or fill them, for coco. Default: keep.
@@ -141,10 +144,13 @@ def run(
         (mask,) = client.segment(image, classes, **asked)
         # A head's classes are known only now.
         _check_palette(options, [one.name for one in mask.classes], UserError)
-        content = _encode(options, mask, image)
+        pixels_HW3 = decode_image(image, LIMITS) if options.format == "overlay" else None
         if not is_many:
-            _describe(mask, sys.stderr if options.output == "-" else sys.stdout)
-        return content
+            colors = [one.color for one in mask.classes]
+            if pixels_HW3 is not None:
+                colors = contrasting(colors, mask.labels, pixels_HW3)
+            _describe(mask, colors, sys.stderr if options.output == "-" else sys.stdout)
+        return _encode(options, mask, pixels_HW3)
 
     request = {**options.request(), "format": options.format}
     written: dict[str, Any] = {"render": render, "output": options.output, "ending": options.ending}
@@ -162,12 +168,14 @@ def _check_palette(options: SegmentOptions, classes: Sequence[str], error: type[
         )
 
 
-def _encode(options: SegmentOptions, mask: Segmentation, image: bytes) -> bytes:
+def _encode(
+    options: SegmentOptions, mask: Segmentation, pixels_HW3: NDArray[np.uint8] | None
+) -> bytes:
     from tipserve_cli import local  # noqa: PLC0415 - slow to import
 
-    if options.format == "overlay":
+    if pixels_HW3 is not None:
         stream = io.BytesIO()
-        drawn = mask.overlay(decode_image(image, LIMITS))
+        drawn = mask.overlay(pixels_HW3)
         if options.ending == ".png":
             drawn.save(stream, "PNG", compress_level=1)
         else:
@@ -183,12 +191,12 @@ def _encode(options: SegmentOptions, mask: Segmentation, image: bytes) -> bytes:
     return encode(labels_HW)
 
 
-def _describe(mask: Segmentation, stream: Any) -> None:
+def _describe(mask: Segmentation, colors: Sequence[str], stream: Any) -> None:
     counts = count_labels(mask.labels, len(mask.classes) + 1)
     if counts[0]:
         print(f"0 background: {100 * counts[0] / mask.labels.size:.1f} % #000000", file=stream)
-    for one in mask.classes:
+    for one, color in zip(mask.classes, colors, strict=True):
         share = 100 * counts[one.label] / mask.labels.size
         is_known = one.confidence is not None and counts[one.label]
         told = f", confidence {one.confidence:.2f}" if is_known else ""
-        print(f"{one.label} {one.name}: {share:.1f} % {one.color}{told}", file=stream)
+        print(f"{one.label} {one.name}: {share:.1f} % {color}{told}", file=stream)

@@ -208,12 +208,15 @@ class Segmentation:
         opacity: float = drawing.OPACITY,
         outline_px: int = drawing.OUTLINE_PX,
     ) -> "Image":
-        """Draw the classes over the image, in their colours. Needs Pillow.
+        """Draw the classes over the image, as the server's `overlay` does. Needs Pillow.
+
+        A class whose colour is close to the image below gets another one.
 
         Args:
             image: The one of the request. A mask of another size is scaled to it.
-            opacity: Of the tint, 0 to 1. Background is unchanged.
-            outline_px: Width of the line within the edge of each region; 0 is none.
+            opacity: Of the tint, 0 to 1. Background is darkened.
+            outline_px: Width of the line within the edge of each region, which has a black line
+                within; 0 is neither.
 
         Returns:
             PIL's image, RGB, which notebooks show; `save` writes it.

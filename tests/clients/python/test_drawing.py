@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tipserve_client import ClassArea, Segmentation
+from tipserve_client.drawing import BRIGHT, LEAST_CONTRAST
 
 RED, BLUE, GREY = (255, 0, 0), (0, 0, 255), (100, 100, 100)
 
@@ -28,17 +29,26 @@ def mask() -> Segmentation:
     return Segmentation(labels=labels_HW, scores=None, classes=tuple(areas), background_share=1 / 3)
 
 
-def test_an_overlay_tints_classes_outlines_them_and_leaves_background(mask: Segmentation) -> None:
+def test_an_overlay_tints_classes_outlines_them_and_darkens_the_rest(mask: Segmentation) -> None:
     image = Image.new("RGB", (30, 20), GREY)
     seen = np.asarray(mask.overlay(image))
     tinted = [round(0.6 * grey + 0.4 * red) for grey, red in zip(GREY, RED, strict=True)]
     row = [tuple(map(int, pixel)) for pixel in seen[10]]
-    assert row[:10] == [GREY] * 10
-    assert row[10:20] == [RED] * 2 + [tuple(tinted)] * 6 + [RED] * 2
+    assert row[:10] == [(45, 45, 45)] * 10
+    line = [RED, RED, (0, 0, 0)]
+    assert row[10:20] == line + [tuple(tinted)] * 4 + line[::-1]
     assert row[20:22] == [BLUE] * 2
     assert row[29] not in {BLUE, GREY}  # the border of the image is no edge
     plain = np.asarray(mask.overlay(image, opacity=1, outline_px=0))
     np.testing.assert_array_equal(plain[:, 10:20], np.broadcast_to(RED, (20, 10, 3)))
+
+
+def test_a_class_whose_colour_is_that_of_the_image_gets_another_one(mask: Segmentation) -> None:
+    drawn = np.asarray(mask.overlay(Image.new("RGB", (30, 20), RED)))
+    line = tuple(map(int, drawn[10, 10]))
+    assert "#{:02x}{:02x}{:02x}".format(*line) in BRIGHT
+    assert np.linalg.norm(np.subtract(line, RED)) >= LEAST_CONTRAST
+    assert tuple(drawn[10, 20]) == BLUE
 
 
 def test_an_overlay_has_the_size_of_the_image_turned_as_in_its_file(

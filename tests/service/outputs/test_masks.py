@@ -14,7 +14,7 @@ from model.general_words import GeneralWords
 from model.segmentation import Background, l2_normalize
 from service.images import Windows
 from service.messages import Segmentation, SegmentClass, SegmentImagesRequest
-from service.outputs.colours import class_color
+from service.outputs.colours import LEAST_CONTRAST, PALETTE, class_color, contrasting
 from service.outputs.masks import (
     MaskRules,
     SeenImage,
@@ -71,19 +71,38 @@ def test_an_overlay_is_the_same_of_8_and_16_bit_labels() -> None:
     assert encode_overlay_png(large, pixels_HW3) == encode_overlay_png(same, pixels_HW3)
 
 
-def test_an_overlay_tints_and_outlines_classes_as_the_client_does() -> None:
+@pytest.mark.parametrize("num_classes", [2, 6, 8, 12])
+def test_an_overlay_tints_and_outlines_classes_as_the_client_does(num_classes: int) -> None:
     random = np.random.default_rng(2)
     pixels_HW3 = random.integers(0, 256, (1400, 500, 3), dtype=np.uint8)  # two bands of rows
-    cells = random.integers(0, 3, (14, 5), dtype=np.uint8)
+    # Under the classes are their own colours, so that all need others.
+    pixels_HW3 //= 4
+    cells = random.integers(0, num_classes + 1, (14, 5), dtype=np.uint8)
     labels_HW = np.kron(cells, np.ones((100, 100), np.uint8))
+    pixels_HW3 += PALETTE[labels_HW] // 4 * 3
+    numbers = range(1, num_classes + 1)
     classes = tuple(
-        ClassArea(label=k, name="", color=class_color(k), area_share=0, score=0) for k in (1, 2)
+        ClassArea(label=k, name="", color=class_color(k), area_share=0, score=0) for k in numbers
     )
     mask = ClientMask(
         labels=labels_HW.astype(np.uint16), scores=None, classes=classes, background_share=0
     )
     drawn = Image.open(io.BytesIO(encode_overlay_png(labels_HW, pixels_HW3)))
     np.testing.assert_array_equal(np.asarray(drawn), np.asarray(mask.overlay(pixels_HW3)))
+
+
+def test_a_class_has_a_colour_that_differs_from_the_image_and_from_other_classes() -> None:
+    labels_HW = np.repeat(np.arange(4, dtype=np.uint8), 300)[None].repeat(600, axis=0)
+    sky, leaves = (120, 190, 240), (60, 90, 40)
+    pixels_HW3 = np.zeros((600, 1200, 3), np.uint8)
+    pixels_HW3[:, 300:600], pixels_HW3[:, 600:] = sky, leaves
+    chosen_K3 = contrasting(PALETTE, labels_HW, pixels_HW3).astype(int)
+    for label, below in ((1, sky), (2, leaves), (3, leaves)):
+        assert np.linalg.norm(chosen_K3[label] - below) >= LEAST_CONTRAST
+    assert len(np.unique(chosen_K3[1:4], axis=0)) == 3
+    assert (chosen_K3[4:] == PALETTE[4:]).all()
+    dark_K3 = contrasting(PALETTE, labels_HW, np.zeros_like(pixels_HW3))
+    assert (dark_K3 == PALETTE).all(), "colours that differ stay"
 
 
 def test_labels_above_255_and_overlays_of_another_size_are_refused() -> None:

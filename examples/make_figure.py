@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 ROOT = Path(__file__).parents[1]
 # Image, classes, level of background: the examples of the page.
 EXAMPLES = (
-    ("service/rest/web/butterfly.jpg", "butterfly", 0.65),
+    ("service/rest/web/butterfly.jpg", "butterfly", 0.75),
     ("examples/squirrel.jpg", "squirrel", 0.65),
     ("examples/scene.png", "burger,sunflower,open book", 0.7),
     ("service/rest/web/osprey.jpg", "bird", 0.7),

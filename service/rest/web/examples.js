@@ -2,7 +2,7 @@
 // one is open at the start.
 
 export const EXAMPLES = [
-  { name: "butterfly", file: "web/butterfly.jpg", words: ["butterfly"], background: 0.65 },
+  { name: "butterfly", file: "web/butterfly.jpg", words: ["butterfly"], background: 0.75 },
   { name: "squirrel", file: "web/squirrel.jpg", words: ["squirrel"], background: 0.65 },
   { name: "osprey", file: "web/osprey.jpg", words: ["bird"], background: 0.7 },
   { name: "lake", file: "web/lake.jpg", words: ["mountain", "sky", "water"], background: 0 },

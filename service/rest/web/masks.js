@@ -10,7 +10,7 @@ import { indexAt, paintScale } from "./stage.js";
 
 const PATH = "v1/images:segment";
 // The server's own level of background.
-const LEVEL = 0.7;
+const LEVEL = 0.65;
 // A drag over fewer pixels of the image is a click.
 const MIN_BOX = 4;
 

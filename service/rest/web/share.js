@@ -24,7 +24,8 @@ function button(label, id, act, isOff) {
  *
  * @param {object|null} offer Null for a tab without any. Else `stage`, whose image can be saved;
  *     `name`, of files; `files`, each with `label`, `id`, `suffix` and `request` (or `blob`), and
- *     `convert`, from the answer's JSON to the file's; `curl`, a request with `output`; `python`, `{method, options, result}`; `file`, the image.
+ *     `convert`, from the answer's JSON to the file's; `curl`, a request with `output`; `python`,
+ *     `{method, options, result}`; `file`, the image.
  */
 export function offerShare(offer) {
   $("#share").hidden = !offer;
